@@ -1,0 +1,264 @@
+"""The command line: every verb is a Python function, its options are the function's parameters.
+
+A verb names the function that it runs; nothing heavy is imported before it is known which one that is. An error that
+the user can act on is one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from vesalius import __version__
+from vesalius.errors import ConfigError, VesaliusError, nearest
+from vesalius.systems import SYSTEMS, System, info
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A word of the command line.
+
+    Args:
+        does: one line for the overview.
+        function: "module:name" of what runs, its parameters are the options.
+        examples: whole commands, as one would type them.
+        choices: "module:dict" of the words that may follow (systems, methods, kinds), passed as the first argument.
+        positional: parameters without a flag, in order.
+    """
+
+    does: str
+    function: str
+    examples: tuple[str, ...]
+    choices: str | None = None
+    positional: tuple[str, ...] = ()
+
+
+VERBS = {
+    "phantom": Verb(
+        "make images with truth, as real files",
+        "vesalius.data.phantoms:phantom",
+        (
+            "vesalius phantom ultrasound --n 200 --out phantoms/us",
+            "vesalius phantom ultrasound --format dicom --out us",
+        ),
+        choices="vesalius.data.phantoms:PHANTOMS",
+    ),
+    "index": Verb(
+        "read a folder of images into one table, split by patient",
+        "vesalius.data.index:index",
+        (
+            "vesalius index hospital/ -o us.parquet",
+            "vesalius index Dataset_BUSI_with_GT/ -o busi.parquet --organ breast",
+        ),
+        positional=("folder",),
+    ),
+    "pretrain": Verb(
+        "pre-train a foundation model from unlabelled images",
+        "vesalius.training.verbs:pretrain_system",
+        (
+            "vesalius pretrain usfm --data us.parquet --preset tiny --out runs/usfm",
+            "vesalius pretrain usfm --data us.parquet --preset tiny --out runs/usfm --resume",
+            "vesalius pretrain deblurring --data us.parquet --preset paper --devices 8 --precision bf16 --out runs/db",
+        ),
+        choices="vesalius.pretrain:SYSTEMS",
+    ),
+    "adapt": Verb(
+        "adapt a backbone to a task with labels",
+        "vesalius.training.verbs:adapt_backbone",
+        (
+            "vesalius adapt full --backbone runs/usfm --task segmentation --data us.parquet --out runs/seg",
+            "vesalius adapt linear --backbone usfm:USFM.pth --task classification --data us.parquet --out runs/cls",
+        ),
+        choices="vesalius.adapt:METHODS",
+    ),
+    "evaluate": Verb(
+        "score a run on held-out patients, with confidence intervals",
+        "vesalius.evaluation.verbs:evaluate",
+        (
+            "vesalius evaluate runs/seg --data us.parquet",
+            "vesalius evaluate runs/usfm --data us.parquet --protocol linear_probe",
+        ),
+        positional=("run",),
+    ),
+    "predict": Verb(
+        "write masks, scores and overlays for files",
+        "vesalius.evaluation.verbs:predict",
+        (
+            "vesalius predict runs/seg image.dcm --out out/",
+            "vesalius predict runs/seg folder/ --out out/ --formats nifti,dicom-seg",
+        ),
+        positional=("run", "inputs"),
+    ),
+    "convert": Verb(
+        "write an authors' checkpoint as safetensors with a card",
+        "vesalius.published.load:convert",
+        ("vesalius convert usfm USFM_latest.pth --out weights/usfm.safetensors",),
+        positional=("system", "path"),
+    ),
+    "verify": Verb(
+        "prove that ours gives the published code's numbers",
+        "vesalius.evaluation.verify:verify",
+        ("vesalius verify tests/parity/usfm_*.json.gz", "vesalius verify usfm_cls_a.json.gz --save out/ --json"),
+        positional=("fixtures",),
+    ),
+    "claim": Verb(
+        "run a paper's claim with all its controls, over seeds",
+        "vesalius.claims:claim",
+        (
+            "vesalius claim usfm --out claims/usfm",
+            "vesalius claim deblurring --seeds 5 --data us.parquet --out claims/db",
+        ),
+        choices="vesalius.claims:CLAIMS",
+    ),
+    "demo": Verb(
+        "pre-train, adapt and compare on phantoms, and leave a page",
+        "vesalius.demo:demo",
+        ("vesalius demo --out demo",),
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0, 2 for an error that the user can act on, 130 when interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except VesaliusError as error:
+        print(f"vesalius: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        print("vesalius: interrupted; run the same command with --resume to go on", file=sys.stderr)
+        return 130
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb in ("-V", "--version"):
+        print(f"vesalius {__version__}")
+        return 0
+    if verb == "list":
+        print(_listing())
+        return 0
+    if verb == "info":
+        if not rest or rest[0].startswith("-"):
+            print(
+                "usage: vesalius info SYSTEM\n\nWhat a system is, which weights load, whom to cite. " + _known(SYSTEMS)
+            )
+            return 0
+        print(_about(info(rest[0])))
+        return 0
+    if verb not in VERBS:
+        raise ConfigError(f"no verb is called {verb!r}", remedy=nearest(verb, [*VERBS, "list", "info"]))
+    return _run(verb, VERBS[verb], rest)
+
+
+def _run(name: str, verb: Verb, words: list[str]) -> int:
+    first: list[str] = []
+    if verb.choices is not None:
+        choices = _find(verb.choices)
+        if not words or words[0] in ("-h", "--help"):
+            print(f"usage: vesalius {name} {{{','.join(choices)}}} [options]\n\n{verb.does}\n\n{_examples(verb)}")
+            print(f"\nvesalius {name} {next(iter(choices))} --help lists the options.")
+            return 0 if words else 2
+        if words[0] not in choices:
+            raise ConfigError(f"{name} knows no {words[0]!r}", remedy=nearest(words[0], choices))
+        first, words = [words[0]], words[1:]
+    from vesalius._parser import parse  # jsonargparse: not needed for list, info and the overview
+
+    function = _find(verb.function)
+    keywords = parse(
+        function,
+        prog=" ".join(["vesalius", name, *first]),
+        words=words,
+        given=first,
+        positional=verb.positional,
+        presets=_presets(name, first),
+        epilog=_examples(verb),
+    )
+    if keywords is not None:
+        result = function(*first, **keywords)
+        if isinstance(result, int) and not isinstance(result, bool):
+            return result
+    return 0
+
+
+def _presets(name: str, first: list[str]) -> dict[str, Any] | None:
+    """The presets of a pre-training system, whose settings become options."""
+    if name != "pretrain":
+        return None
+    home = _find("vesalius.pretrain:SYSTEMS")[first[0]].split(":")[0]
+    return dict(_find(f"{home}:PRESETS"))
+
+
+def _find(place: str) -> Any:
+    module, name = place.split(":")
+    return getattr(import_module(module), name)
+
+
+def _examples(verb: Verb) -> str:
+    return "examples:\n" + "\n".join(f"  {line}" for line in verb.examples)
+
+
+def _known(names: Sequence[str] | dict[str, Any]) -> str:
+    return f"Known: {', '.join(names)}."
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    rows = [f"  {name:<{width}}  {verb.does}" for name, verb in VERBS.items()]
+    rows += [f"  {'list':<{width}}  what there is", f"  {'info':<{width}}  what a system is, and whom to cite"]
+    tour = [
+        "vesalius phantom ultrasound --n 200 --out phantoms/us",
+        "vesalius index phantoms/us -o us.parquet",
+        "vesalius pretrain usfm --data us.parquet --preset tiny --out runs/usfm",
+        "vesalius adapt full --backbone runs/usfm --task segmentation --data us.parquet --out runs/seg",
+        "vesalius evaluate runs/seg --data us.parquet",
+        "vesalius predict runs/seg phantoms/us/breast --out out/",
+    ]
+    return "\n".join(
+        [
+            f"vesalius {__version__}: foundation models for medical images",
+            "",
+            "usage: vesalius VERB ... [--help]",
+            "",
+            *rows,
+            "",
+            "from a folder to a segmentation:",
+            *(f"  {line}" for line in tour),
+            "",
+            "Nothing is downloaded unless you ask for it.",
+        ]
+    )
+
+
+def _listing() -> str:
+    width = max(map(len, SYSTEMS))
+    return "\n".join(f"{s.name:<{width}}  {s.chapter:<8}  {s.title}" for s in SYSTEMS.values())
+
+
+def _about(system: System) -> str:
+    return "\n".join(
+        [
+            f"{system.name} ({system.chapter}): {system.title}",
+            "",
+            system.idea,
+            "",
+            f"Weights that load: {system.weights}",
+            f"Licence: {system.licence}",
+            f"DOI: {system.doi}",
+            "",
+            system.bibtex,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""What there is: the systems that Vesalius rebuilds, what each is for, whom to cite, the licence of its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vesalius.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class System:
+    """A published system.
+
+    Args:
+        name: as the command line knows it.  chapter: pretrain, adapt or curate.
+        title: one line on what it is.  idea: two sentences on how it works.
+        weights: which published files load.  licence: of the authors' code and weights.
+        doi: of the paper.  bibtex: the entry to cite.
+    """
+
+    name: str
+    chapter: str
+    title: str
+    idea: str
+    weights: str
+    licence: str
+    doi: str
+    bibtex: str
+
+
+SYSTEMS = {
+    "usfm": System(
+        name="usfm",
+        chapter="pretrain",
+        title="a universal ultrasound foundation model: restore images masked in space and in frequency",
+        idea=(
+            "Blocks of pixels are replaced by the image's mean and rings of its Fourier spectrum are stopped; a ViT "
+            "restores both, with a loss in both domains. Organs are drawn evenly, however unequal their numbers."
+        ),
+        weights="USFM_latest.pth (shared or per-block tables), fine-tuned classifiers, SegViT, pyramid, SimMIM layouts",
+        licence="CC-BY-NC 4.0 (authors' code and weights)",
+        doi="10.1016/j.media.2024.103202",
+        bibtex="""@article{jiao2024usfm,
+  title   = {{USFM}: A universal ultrasound foundation model generalized to tasks and organs
+             towards label efficient image analysis},
+  author  = {Jiao, Jing and Zhou, Jin and Li, Xiaokang and Xia, Menghua and Huang, Yi and Huang, Lihong
+             and Wang, Na and Zhang, Xiaofan and Zhou, Shichong and Wang, Yuanyuan and Guo, Yi},
+  journal = {Medical Image Analysis},
+  volume  = {96},
+  pages   = {103202},
+  year    = {2024},
+  doi     = {10.1016/j.media.2024.103202}
+}""",
+    ),
+    "deblurring": System(
+        name="deblurring",
+        chapter="pretrain",
+        title="deblurring masked image modelling: see a blurred, masked image, restore the sharp one",
+        idea=(
+            "Every image is blurred before it is masked, and the decoder must restore the sharp original everywhere, so "
+            "that the encoder learns fine detail under speckle; images are blurred in the same way ever after. The "
+            "encoder is a plain ViT or a hierarchical one with masked convolutions whose scales are fused."
+        ),
+        weights="(Deblurring) MAE and ConvMAE checkpoints, the fine-tuned TN3K U-Net++ as a state dict, MAE_S encoders",
+        licence="CC-BY-NC 4.0 (authors' code and weights)",
+        doi="10.1016/j.media.2024.103256",
+        bibtex="""@article{kang2024deblurring,
+  title   = {Deblurring masked image modeling for ultrasound image analysis},
+  author  = {Kang, Qingbo and Lao, Qicheng and Gao, Jun and Liu, Jingyan and Yi, Huahui and Ma, Buyun
+             and Zhang, Xiaofan and Li, Kang},
+  journal = {Medical Image Analysis},
+  volume  = {97},
+  pages   = {103256},
+  year    = {2024},
+  doi     = {10.1016/j.media.2024.103256}
+}""",
+    ),
+}
+
+
+def info(name: str) -> System:
+    """The system called `name`.
+
+    Raises:
+        ConfigError: there is none; the nearest is named.
+
+    >>> info("usfm").doi
+    '10.1016/j.media.2024.103202'
+    """
+    if name not in SYSTEMS:
+        raise ConfigError(f"no system is called {name!r}", remedy=nearest(name, SYSTEMS))
+    return SYSTEMS[name]
