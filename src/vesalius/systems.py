@@ -57,7 +57,7 @@ SYSTEMS = {
         chapter="pretrain",
         title="deblurring masked image modelling: see a blurred, masked image, restore the sharp one",
         idea=(
-            "Every image is blurred before it is masked, and the decoder must restore the sharp original everywhere, so "
+            "Every image is blurred before it is masked, and the decoder restores the sharp original everywhere, so "
             "that the encoder learns fine detail under speckle; images are blurred in the same way ever after. The "
             "encoder is a plain ViT or a hierarchical one with masked convolutions whose scales are fused."
         ),
