@@ -7,10 +7,8 @@ from monai.losses import DiceLoss
 from torch import Tensor
 from torch.nn import functional as F
 
+from vesalius.data.masks import IGNORE
 from vesalius.errors import VesaliusError
-
-IGNORE = 255
-"""The mask value of pixels that count for nothing."""
 
 
 def check_mask(mask: Tensor, shape: tuple[int, ...], classes: int) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from vesalius.errors import ConfigError
@@ -18,6 +17,7 @@ def token_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
     Tokens in front of the patches (class token, prompts) are dropped.
 
+    >>> import torch
     >>> token_map(torch.zeros(2, 7, 16), (2, 3)).shape
     torch.Size([2, 16, 2, 3])
     """
@@ -40,6 +40,7 @@ class FeaturePyramid(nn.Module):
         width: channels of a token, and of every map.
         maps: 4 or 3.
 
+    >>> import torch
     >>> pyramid = FeaturePyramid(8, maps=3)
     >>> [tuple(m.shape[2:]) for m in pyramid([torch.zeros(1, 7, 8)] * 3, (2, 3))]
     [(8, 12), (4, 6), (2, 3)]

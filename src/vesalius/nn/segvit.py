@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
+from vesalius.data.masks import IGNORE
 from vesalius.errors import ConfigError
-from vesalius.nn.losses import IGNORE, check_mask
+from vesalius.nn.losses import check_mask
 
 Stage = tuple[Tensor, Tensor]
 """One stage's (class logits ``[B, Q, classes + 1]``, mask logits ``[B, Q, h, w]``)."""
@@ -95,9 +96,7 @@ class ATMHead(nn.Module):
     [(1, 2, 8, 12), (1, 2, 8, 12), (1, 2, 32, 48)]
     """
 
-    def __init__(
-        self, channels: Sequence[int], classes: int, *, width: int = 384, heads: int = 12, layers: int = 3
-    ):
+    def __init__(self, channels: Sequence[int], classes: int, *, width: int = 384, heads: int = 12, layers: int = 3):
         super().__init__()
         if width % heads:
             raise ConfigError(f"a SegViT width of {width} cannot be divided among {heads} heads")
@@ -120,7 +119,7 @@ class ATMHead(nn.Module):
         """
         query = self.q.weight.expand(len(maps[0]), -1, -1)
         finest = maps[0].shape[-2:]
-        total: Tensor | int = 0
+        total = query.new_zeros(())
         stages: list[Stage] = []
         for stage, features in enumerate(reversed(maps), start=1):
             memory = self.get_submodule(f"input_proj_{stage}")(features.flatten(2).transpose(1, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from segmentation_models_pytorch.decoders.unetplusplus.decoder import UnetPlusPlusDecoder
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class UNetPlusPlus(nn.Module):
 
         Without a `size` they are as published: twice the finest map's, which is half the image's at stride 4.
         """
-        for fine, coarse in zip(maps, maps[1:], strict=False):
+        for fine, coarse in pairwise(maps):
             if any(f != 2 * c for f, c in zip(fine.shape[-2:], coarse.shape[-2:], strict=True)):
                 raise ConfigError(
                     f"U-Net++ needs maps that halve exactly, not {list(fine.shape[-2:])} and {list(coarse.shape[-2:])}",
