@@ -1,0 +1,287 @@
+"""A table's rows as tensors: the image at its own size, then one of two views of it at the network's.
+
+Reading and augmenting are apart so that the same seed gives the same pixels whichever process reads, and so that the
+image, its mask and its clean pair cannot be cropped differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from vesalius.data.contract import InputContract
+from vesalius.data.masks import IGNORE, read_mask, shape_error
+from vesalius.data.progress import track
+from vesalius.data.table import TASK_COLUMN, label_names, mask_names, select
+from vesalius.errors import ConfigError, VesaliusError, nearest
+from vesalius.images import Image, read
+
+Sample = dict[str, Any]
+"""What a dataset yields; see `ImageDataset`."""
+View = Callable[[Sample, torch.Generator], Any]
+"""From a sample and a source of chance to what goes into a batch."""
+
+TASKS = ("classification", "segmentation", "enhancement")
+PICTURES = ("image", "target", "sharp")
+"""Fields of a sample that are intensities."""
+
+
+class ImageDataset(Dataset[Sample]):
+    """The images of a table, as the network's contract wants them but at their own size.
+
+    A sample is a dict of
+
+    - ``image``: float32 ``[C, H, W]`` in [0, 1], blurred if the contract says so; neither resized nor normalised;
+    - ``row``: int, the row of `table`;
+    - classification: ``label``: int64 index into `classes`, or, where a row has several labels or none (`multilabel`),
+      float32 ``[K]`` of 0 and 1;
+    - segmentation: ``mask``: uint8 ``[H, W]``, value i + 1 being ``classes[i]``, 255 ignored;
+    - enhancement: ``target``: float32 ``[C, H, W]`` in [0, 1], the clean image, never blurred;
+    - segmentation and multi-label classification: ``annotated``: bool ``[K]``, the classes this case was annotated for;
+    - with `sharp`: ``sharp``: float32 ``[C, H, W]`` in [0, 1], the image without the contract's blur.
+
+    Args:
+        table: rows that all carry what the task learns from (see `vesalius.data.table.select`).
+        contract: what the network reads.
+        task: classification, segmentation, enhancement, or None for images alone.
+        classes: class names in the network's order; by default all labels of the table alphabetically, or all mask
+            classes in the order of occurrence.
+        cache: read all files now and keep them in memory, in their own dtype; worker processes share them.
+        sharp: give the unblurred image, too.
+
+    Raises:
+        ConfigError: an unknown task or class.
+        VesaliusError: there are no rows, or rows without what the task learns from.
+    """
+
+    def __init__(
+        self,
+        table: pl.DataFrame,
+        contract: InputContract,
+        *,
+        task: str | None = None,
+        classes: Sequence[str] = (),
+        cache: bool = False,
+        sharp: bool = False,
+    ) -> None:
+        if task is not None and task not in TASKS:
+            raise ConfigError(f"unknown task {task!r}", remedy=nearest(task, TASKS))
+        if table.is_empty():
+            raise VesaliusError("no images", remedy="choose a split that has some, or index more files")
+        lacking = len(table) - len(select(table, task=task))
+        if lacking:
+            what = TASK_COLUMN.get(task or "", "label")
+            raise VesaliusError(
+                f"{lacking} of {len(table)} images have no {what}",
+                remedy=f"use the rows of vesalius.data.select(table, task={task!r})",
+            )
+        self.table, self.contract, self.task, self.sharp = table, contract, task, sharp
+        self._clean = replace(contract, blur=None)
+        self._rows = table.to_dicts()
+        known = {"classification": label_names, "segmentation": mask_names}.get(task or "", lambda table: ())(table)
+        self.classes = tuple(classes) or known
+        for name in self.classes:
+            if known and name not in known:
+                raise ConfigError(f"no image has the class {name!r}", remedy=nearest(name, known))
+        self.multilabel = task == "classification" and any(
+            len(set(row["labels"]) & set(self.classes)) != 1 for row in self._rows
+        )
+        self._images: dict[tuple[str, int | None], Image] = {}
+        self._masks: dict[int, np.ndarray] = {}
+        if cache:
+            for index in track(range(len(self)), len(self), "reading images into memory"):
+                row = self._rows[index]
+                for path in (row["path"], row["target"] if task == "enhancement" else None):
+                    if path is not None:
+                        self._images[path, row["frame"]] = self._read(path, row["frame"])
+                if task == "segmentation":
+                    self._masks[index] = read_mask(row)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        row = self._rows[index]
+        image = self._read(row["path"], row["frame"])
+        sample: Sample = {"image": self.contract.unit(image), "row": index}
+        if self.sharp:
+            sample["sharp"] = self._clean.unit(image)
+        if self.task == "classification":
+            sample["label"] = self._label(row)
+        elif self.task == "segmentation":
+            sample["mask"] = self._mask(index, image)
+        elif self.task == "enhancement":
+            target = self._read(row["target"], row["frame"])
+            if target.size != image.size:
+                raise shape_error(target.path, target.size, image.path, image.size)
+            sample["target"] = self._clean.unit(target)
+        if self.task == "segmentation" or self.multilabel:
+            sample["annotated"] = torch.tensor([name in row["annotated"] for name in self.classes])
+        return sample
+
+    def where(self, index: int) -> str:
+        """The file, and frame, of a row: for messages."""
+        row = self._rows[index]
+        return row["path"] if row["frame"] is None else f"{row['path']} (frame {row['frame']})"
+
+    def _read(self, path: str, frame: int | None) -> Image:
+        return self._images[path, frame] if (path, frame) in self._images else read(path, frame)
+
+    def _label(self, row: Mapping[str, Any]) -> Tensor:
+        if self.multilabel:
+            return torch.tensor([float(name in row["labels"]) for name in self.classes])
+        return torch.tensor(next(i for i, name in enumerate(self.classes) if name in row["labels"]))
+
+    def _mask(self, index: int, image: Image) -> Tensor:
+        row = self._rows[index]
+        stored = self._masks[index] if index in self._masks else read_mask({**row, "size": image.size})
+        # From the file's numbering of its classes to the network's; classes that it was not asked for are background.
+        numbers = np.zeros(256, np.uint8)
+        numbers[IGNORE] = IGNORE
+        for value, name in enumerate(row["mask_classes"], start=1):
+            if name in self.classes:
+                numbers[value] = self.classes.index(name) + 1
+        return torch.from_numpy(numbers[stored])
+
+
+class Draws(Dataset[Any]):
+    """The images a `DrawSampler` asks for, each seen through `view` with chance from (seed, draw) alone.
+
+    Args:
+        dataset: map-style, of samples.
+        view: what makes an item of a batch from a sample.
+        seed: of the augmentation.
+
+    ``self[draw, index]`` raises VesaliusError, naming the file, whatever goes wrong in reading or viewing it: in a
+    worker process the cause would otherwise be lost.
+    """
+
+    def __init__(self, dataset: Dataset[Sample], view: View, seed: int) -> None:
+        self.dataset, self.view, self.seed = dataset, view, seed
+
+    def __getitem__(self, item: tuple[int, int]) -> Any:
+        draw, index = item
+        try:
+            return self.view(self.dataset[index], generator(self.seed, draw))
+        except VesaliusError as error:
+            if error.path is not None:
+                raise
+            raise VesaliusError(error.what, path=self._where(index), remedy=error.remedy) from error
+        except Exception as error:
+            raise VesaliusError(
+                f"cannot be made ready for training ({type(error).__name__}: {error})",
+                path=self._where(index),
+                remedy="leave it out of the table, or index again with check",
+            ) from error
+
+    def _where(self, index: int) -> str:
+        return self.dataset.where(index) if hasattr(self.dataset, "where") else f"image {index}"
+
+
+def generator(seed: int, draw: int) -> torch.Generator:
+    """A source of chance that depends on the two numbers alone.
+
+    >>> torch.rand(1, generator=generator(0, 5)) == torch.rand(1, generator=generator(0, 5))
+    tensor([True])
+    """
+    mixed = np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+
+
+@dataclass(frozen=True)
+class EvalView:
+    """A sample at the network's size and intensities: ``image``, ``target`` and ``sharp`` resized and normalised, ``mask`` resized.
+
+    Args:
+        contract: what the network reads.
+    """
+
+    contract: InputContract
+
+    def __call__(self, sample: Sample, generator: torch.Generator | None = None) -> Sample:
+        """Pictures ``[C, size, size]``, mask ``[size, size]``; nothing is left to chance."""
+        return _resized(sample, self.contract)
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """`EvalView` of a part of the image, chosen and turned by chance; picture, mask and target alike.
+
+    Args:
+        contract: what the network reads.
+        flip: mirror left and right every other time.
+        rot90: turn by 0, 90, 180 or 270 degrees. Off by default, since ultrasound has an up and a down.
+        crop_scale: fraction of the image's area that is cropped, from and to; None for the whole image.
+        ratio: width by height of the crop, from and to, in the image's pixels.
+
+    All chance is drawn from the generator given, the same numbers whatever the sample holds.
+    """
+
+    contract: InputContract
+    flip: bool = True
+    rot90: bool = False
+    crop_scale: tuple[float, float] | None = None
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self) -> None:
+        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ConfigError(f"crop_scale {self.crop_scale}", remedy="give two fractions, 0 < low <= high <= 1")
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """Pictures ``[C, size, size]``, mask ``[size, size]``."""
+        sample = dict(sample)
+        fields = [name for name in (*PICTURES, "mask") if name in sample]
+        if self.crop_scale is not None:
+            box = crop_box(sample["image"].shape[-2:], self.crop_scale, self.ratio, generator)
+            for name in fields:
+                sample[name] = F.crop(sample[name], *box)
+        flipped = self.flip and torch.rand(1, generator=generator).item() < 0.5
+        turns = int(torch.randint(4, (1,), generator=generator)) if self.rot90 else 0
+        for name in fields:
+            if flipped:
+                sample[name] = sample[name].flip(-1)
+            sample[name] = sample[name].rot90(turns, (-2, -1))
+        return _resized(sample, self.contract)
+
+
+def crop_box(
+    size: Sequence[int], scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a crop of random area and shape, as in torchvision's RandomResizedCrop.
+
+    Unlike it, chance comes from `generator`, and after ten crops that do not fit the whole image is taken.
+
+    >>> crop_box((8, 8), (1.0, 1.0), (1.0, 1.0), torch.Generator())
+    (0, 0, 8, 8)
+    """
+    height, width = size
+    low, high = np.log(ratio)
+    for area, shape, y, x in torch.rand(10, 4, generator=generator).tolist():
+        pixels = height * width * (scale[0] + area * (scale[1] - scale[0]))
+        aspect = np.exp(low + shape * (high - low))
+        w, h = round((pixels * aspect) ** 0.5), round((pixels / aspect) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            return int(y * (height - h + 1)), int(x * (width - w + 1)), h, w
+    return 0, 0, height, width
+
+
+def _resized(sample: Sample, contract: InputContract) -> Sample:
+    resized = dict(sample)
+    for name in PICTURES:
+        if name in sample:
+            resized[name] = contract.normalise(contract.resize(sample[name]))
+    if "mask" in sample:
+        size = [contract.size, contract.size]
+        # "nearest exact" has the pixel centres of the bicubic and bilinear resize; plain "nearest" is half a pixel off.
+        resized["mask"] = F.resize(sample["mask"][None], size, InterpolationMode.NEAREST_EXACT)[0]
+    return resized
