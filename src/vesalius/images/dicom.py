@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -113,9 +114,9 @@ def read_header(path: Path, stream: BinaryIO) -> Dataset:
 
 def _check_deflated(path: Path, stream: BinaryIO) -> None:
     """Inflate in constant memory and count, because pydicom inflates a deflated dataset whole."""
-    start = stream.read(132)
+    start = stream.read(1024)
     stream.seek(0)
-    if start[128:] != b"DICM":
+    if DeflatedExplicitVRLittleEndian.encode() not in start:
         return
     meta = pydicom.filereader.read_file_meta_info(path)
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
@@ -161,7 +162,7 @@ def _decode(path: Path, stream: BinaryIO, dataset: Dataset, index: int) -> np.nd
         claimed = _frames(path, dataset) * pixels * bits // 8
         if dataset.get("PhotometricInterpretation") == "YBR_FULL_422":
             claimed = claimed * 2 // 3
-        check_claim(path, claimed, stored=length, ratio=1)
+        check_claim(path, claimed, stored=length - stream.tell(), ratio=1)
     return get_decoder(syntax).as_array(stream, index=index, **options)[0]
 
 
@@ -188,8 +189,15 @@ def _check_codec(path: Path, syntax: UID) -> None:
 
 
 def _check_codestream(path: Path, stream: BinaryIO, dataset: Dataset, index: int) -> None:
-    """The compressed frame must announce the size that the dataset does: codecs allocate by the former."""
-    start = stream.tell()
+    """Refuse what a codec would swallow: a cut-off fragment, or another size than the dataset's.
+
+    libjpeg fills what is missing with grey, without a word, and every codec allocates by the size in its own header.
+    """
+    start, length = stream.tell(), path.stat().st_size
+    for offset, size in _items(stream):
+        if offset + size > length:
+            raise UnreadableImage("ends inside its compressed pixels", path=path, remedy="copy it again")
+    stream.seek(start)
     offsets = None
     if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:
         offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
@@ -202,6 +210,14 @@ def _check_codestream(path: Path, stream: BinaryIO, dataset: Dataset, index: int
             path=path,
             remedy="it is damaged: copy or export it again",
         )
+
+
+def _items(stream: BinaryIO) -> Iterator[tuple[int, int]]:
+    """Offset and length of each item (offset table, fragments) from here to the delimiter or to what is no item."""
+    while (start := stream.read(8))[:4] == b"\xfe\xff\x00\xe0" and len(start) == 8:
+        offset, size = stream.tell(), int.from_bytes(start[4:], "little")
+        yield offset, size
+        stream.seek(offset + size)
 
 
 def _values(dataset: Dataset, stored: np.ndarray, index: int) -> tuple[np.ndarray, tuple[float, float] | None]:

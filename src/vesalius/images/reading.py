@@ -81,7 +81,10 @@ def reading(path: Path) -> Iterator[None]:
         raise UnreadableImage("may not be read", path=path, remedy="change its permissions") from error
     except MemoryError as error:
         raise UnreadableImage("does not fit into memory", path=path, remedy="crop or tile it") from error
-    except Exception as error:
+    except BaseException as error:
+        # pylibjpeg-rle is written in Rust, whose panics arrive as a BaseException; a KeyboardInterrupt must pass.
+        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(
             f"cannot be read ({reason[:240]})", path=path, remedy="it may be damaged: copy or export it again"

@@ -145,11 +145,12 @@ def _write_nifti(values: np.ndarray, like: Image, path: Path, comment: str | Non
     if like.affine is not None:
         header.set_xyzt_units("mm")
         affine = RAS_TO_LPS @ like.affine
-    image = type(source or nibabel.Nifti1Image(voxels, None))(voxels, affine, header)
+    kind = nibabel.Nifti1Image if source is None else type(source)
+    image = kind(voxels, affine, header)
     if affine is not None:
         image.set_sform(affine, codes[0])
         image.set_qform(affine, codes[1])
-    elif like.spacing is not None:
+    elif source is None and like.spacing is not None:
         image.header.set_zooms([*like.spacing[::-1], 1.0][: voxels.ndim])
     if comment is not None:
         image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", comment.encode()))
