@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 # Standard deviations (axial, lateral) of the point-spread function in pixels at 32 px, and its axial cycles per pixel.
-BACKGROUND_PSF = (0.55, 1.0, 0.25)
-TEXTURE_PSF = ((0.45, 0.55, 0.25), (0.75, 1.05, 0.25))  # fine, coarse
-ORGAN_PSF = ((0.55, 1.0, 0.25), (0.45, 2.6, 0.30), (1.5, 1.5, 0.0))
+BACKGROUND_PSF = (1.0, 1.3, 0.18)
+TEXTURE_PSF = ((0.75, 0.80, 0.23), (1.40, 1.70, 0.12))  # fine, coarse
+ORGAN_PSF = ((1.0, 1.2, 0.18), (0.9, 3.0, 0.22), (2.0, 2.0, 0.0))
 _PARAMETERS = 40  # uniform draws per image for everything that is not speckle
 
 
@@ -67,7 +67,7 @@ def toy_ultrasound(n: int, *, seed: int, size: int = 32) -> ToyBatch:
 
     texture = (u[:, 0] < 0.5).astype(np.int64)
     centre_y, centre_x = uniform(1, 0.28, 0.72), uniform(2, 0.26, 0.74)
-    radius_y, radius_x, angle = uniform(3, 0.13, 0.20), uniform(4, 0.16, 0.25), uniform(5, -0.6, 0.6)
+    radius_y, radius_x, angle = uniform(3, 0.14, 0.23), uniform(4, 0.17, 0.28), uniform(5, -0.6, 0.6)
     dy, dx = y - centre_y, x - centre_x
     along, across = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
     nodule = (along / radius_x) ** 2 + (across / radius_y) ** 2 < 1
@@ -152,8 +152,8 @@ def _speckle(noise: np.ndarray, psf: np.ndarray) -> np.ndarray:
 def _standardise(image: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
     """Mean 0 and standard deviation 1 of each ``[H, W]`` over `where`."""
     where = np.ones_like(image, dtype=bool) if where is None else where
-    axes = {"axis": (1, 2), "keepdims": True, "where": where}
-    return (image - image.mean(**axes)) / image.std(**axes)
+    mean = image.mean(axis=(1, 2), keepdims=True, where=where)
+    return (image - mean) / image.std(axis=(1, 2), keepdims=True, where=where)
 
 
 def _fascia(u: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -170,7 +170,7 @@ def _fascia(u: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def _points(
     u: np.ndarray, cy: np.ndarray, cx: np.ndarray, ry: np.ndarray, rx: np.ndarray, angle: np.ndarray, size: int
-):
+) -> np.ndarray:
     """0-4 single pixels ``[N, H, W]`` within 0.8 of the ellipse."""
     n = len(u)
     points = np.zeros((n, size, size), dtype=bool)
