@@ -1,0 +1,129 @@
+"""The proof that published weights mean here what they mean in their authors' code: fixtures, recomputed."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from vesalius.errors import ConfigError, nearest
+from vesalius.evaluation.parity import FAMILIES, Adapter
+from vesalius.files import atomic, output_folder
+from vesalius.published.fixture import Fixture
+
+
+@dataclass(frozen=True)
+class Row:
+    """One output of one fixture.
+
+    Args:
+        error: relative, over the kept positions; in grey levels (the largest) where the fixture counts in levels.
+        tolerance: what the fixture allows.  seconds: that the whole fixture took.
+    """
+
+    fixture: str
+    output: str
+    error: float
+    tolerance: float
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """The error is within the tolerance."""
+        return self.error <= self.tolerance
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "ok": self.ok}
+
+
+def verify(paths: Iterable[str | Path], *, save: str | Path | None = None) -> list[Row]:
+    """Rebuild each fixture's checkpoint, load it through the ordinary loader, and compare what it computes.
+
+    Args:
+        paths: fixtures, ``NAME.json.gz`` with ``NAME.npz`` beside.
+        save: folder for ``NAME.npz`` with the computed arrays, whole, under the fixture's output names.
+
+    Returns:
+        One row an output, in the order of the files.
+
+    Raises:
+        ConfigError: a fixture of a family that is not known here.
+        WeightsError: a file that is not a fixture, or a checkpoint that does not load.
+    """
+    folder = output_folder(save) if save is not None else None
+    rows = []
+    for path in paths:
+        fixture = Fixture.read(path)
+        start = time.perf_counter()
+        outputs = compute(fixture)
+        seconds = time.perf_counter() - start
+        for name in fixture.outputs:
+            error, tolerance = compare(fixture, name, outputs[name])
+            rows.append(Row(fixture.name, name, error, tolerance, seconds))
+        if folder is not None:
+            with atomic(folder / f"{fixture.name}.npz") as temporary, temporary.open("wb") as stream:
+                np.savez_compressed(stream, **outputs)
+    return rows
+
+
+def compute(fixture: Fixture) -> dict[str, np.ndarray]:
+    """A fixture's outputs as this library computes them, whole."""
+    adapter = family(fixture.name)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        file = Path(folder) / "published.pth"
+        if fixture.keys:
+            torch.save(fixture.checkpoint(), file)
+        computed = adapter(fixture, file)
+        return {name: np.asarray(computed[name]) for name in fixture.outputs}
+
+
+def family(name: str) -> Adapter:
+    """The adapter for a fixture's name: the longest family that it starts with."""
+    known = [prefix for prefix in FAMILIES if name == prefix or name.startswith(prefix + "_")]
+    if not known:
+        raise ConfigError(f"no adapter for the fixture {name!r}", remedy=nearest(name, FAMILIES))
+    return FAMILIES[max(known, key=len)]
+
+
+def compare(fixture: Fixture, name: str, actual: np.ndarray) -> tuple[float, float]:
+    """An output's error and what is allowed.
+
+    Images of grey levels are compared by their largest difference, everything else by its relative error.
+    """
+    if "tolerance_levels" not in fixture.meta:
+        return fixture.error(name, actual), fixture.tolerance
+    kept = fixture.outputs[name]
+    allowed = float(fixture.meta["tolerance_levels"])
+    note = str(fixture.config.get(name.split("_")[0], ""))
+    if "(tolerance " in note:  # an operator with its own
+        allowed = float(note.split("(tolerance ")[1].split()[0])
+    if actual.shape != tuple(kept.get("shape", kept["value"].shape)):
+        return float("inf"), allowed
+    at = kept.get("index", slice(None))
+    return float(np.abs(actual.reshape(-1)[at].astype(float) - kept["value"].reshape(-1)).max()), allowed
+
+
+def table(rows: list[Row]) -> Table:
+    """The rows, to print."""
+    good = sum(row.ok for row in rows)
+    page = Table(
+        "fixture",
+        "output",
+        "error",
+        "tolerance",
+        "",
+        "seconds",
+        title=f"{good} of {len(rows)} outputs within tolerance",
+    )
+    for row in rows:
+        mark = "[green]ok[/]" if row.ok else "[red]FAIL[/]"
+        page.add_row(row.fixture, row.output, f"{row.error:.2g}", f"{row.tolerance:.2g}", mark, f"{row.seconds:.1f}")
+    return page

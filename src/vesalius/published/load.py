@@ -1,0 +1,302 @@
+"""From a weights file to a network that is known to hold it, and back to a file that says what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vesalius.data.contract import InputContract
+from vesalius.errors import ConfigError, WeightsError, nearest
+from vesalius.files import atomic, sha256
+from vesalius.nn.encoder import Encoder
+from vesalius.published import deblurring, usfm, vit
+from vesalius.published.card import Card
+from vesalius.published.checkpoint import LoadReport, fill, read_state
+from vesalius.published.keys import Hints, Keys, Request
+from vesalius.published.networks import ENCODERS, Hollow, build
+
+WEIGHTS, CARD = "weights.safetensors", "card.json"
+
+
+@dataclass(frozen=True)
+class Family:
+    """The files of one system: its parts, its key map, and what its card says."""
+
+    parts: tuple[str, ...]
+    network: Callable[[Keys, Request], dict[str, Any]]
+    contract: Callable[[int, int], InputContract]
+    licence: str
+    citation: str
+
+
+FAMILIES = {
+    "usfm": Family(usfm.PARTS, usfm.network, usfm.contract, usfm.LICENCE, usfm.CITATION),
+    "deblurring": Family(
+        deblurring.PARTS, deblurring.network, deblurring.contract, deblurring.LICENCE, deblurring.CITATION
+    ),
+    "mae": Family(
+        deblurring.PARTS, deblurring.network, deblurring.mae_contract, deblurring.LICENCE, deblurring.MAE_CITATION
+    ),
+    "vit": Family(vit.PARTS, vit.network, vit.contract, vit.LICENCE, vit.CITATION),
+}
+
+
+def load(
+    system: str,
+    path: str | Path,
+    *,
+    part: str = "backbone",
+    image_size: int | None = None,
+    in_channels: int | None = None,
+    as_published: bool = False,
+    hints: Hints | None = None,
+) -> nn.Module:
+    """Load an authors' file; the network's shape is read from its keys.
+
+    Args:
+        system: whose file it is: usfm, deblurring, mae (vanilla MAE and ConvMAE) or vit (timm's).
+        path: a torch or safetensors file.
+        part: backbone (an `Encoder`), pretrain (with the decoder), classification, pyramid or segmentation.
+        image_size: pixels of the side; position tables are interpolated from the file's.
+        in_channels: 1 to sum the RGB filters, which on a grey image equals repeating it.
+        as_published: resize relative tables with the published code's transposition.
+        hints: what a file's keys cannot tell, where it differs from the published networks.
+
+    Returns:
+        The network in eval mode, with its `Card` as ``card`` and what became of every tensor as ``report``.
+
+    Raises:
+        WeightsError: the file is unsafe, of another layout, or holds weights that would not be used.
+    """
+    if system not in FAMILIES:
+        raise ConfigError(f"unknown system {system!r}", remedy=nearest(system, FAMILIES))
+    family = FAMILIES[system]
+    if part not in family.parts:
+        raise ConfigError(f"{system} has no part {part!r}", remedy=nearest(part, family.parts))
+    keys = Keys(read_state(path))
+    try:
+        what = family.network(keys, Request(part, image_size, in_channels, as_published, hints or Hints()))
+        module, report = _assemble(what, keys)
+    except WeightsError as error:
+        raise WeightsError(
+            f"does not load as {system}, part {part}: {error.what}", path=path, remedy=error.remedy
+        ) from error
+    shape = encoder_of(what)["config"]
+    digest = sha256(path)
+    notes = [str(report)]
+    if system == "usfm":
+        same = "is" if digest == usfm.RELEASED_SHA256 else "is not"
+        notes.append(f"By its SHA-256 this {same} the released USFM_latest.pth")
+    card = Card(
+        system=system,
+        part=part,
+        architecture=what,
+        contract=family.contract(shape["image_size"], shape["in_channels"]),
+        source=Path(path).name,
+        sha256=digest,
+        licence=family.licence,
+        citation=family.citation,
+        notes=tuple(notes),
+    )
+    return _finish(module, card, report)
+
+
+def load_backbone(spec: str | Path, *, image_size: int | None = None, in_channels: int | None = None) -> Encoder:
+    """An encoder from wherever it is.
+
+    Args:
+        spec: a run folder or a ``.safetensors`` file with its card; ``system:file`` for an authors' file; or a timm
+            name (``timm:vit_small_patch16_224``), whose weights are random: nothing is fetched from the network.
+        image_size, in_channels: as of `load`; None for the file's own.
+
+    Raises:
+        WeightsError: nothing is there, or it has no encoder.
+    """
+    text = str(spec)
+    system, _, file = text.partition(":")
+    if file and system in FAMILIES:
+        module = load(system, file, image_size=image_size, in_channels=in_channels)
+    elif (file and system == "timm") or timm.is_model(text):
+        module = _from_timm(file or text, image_size, in_channels)
+    elif Path(text).exists():
+        module = _from_card(Path(text), image_size, in_channels)
+    else:
+        raise WeightsError(
+            "no such run folder, weights file or timm model",
+            path=text,
+            remedy=f"give a run folder, a .safetensors file, or SYSTEM:FILE with SYSTEM one of {', '.join(FAMILIES)}",
+        )
+    assert isinstance(module, Encoder)
+    return module
+
+
+def load_weights(path: str | Path) -> nn.Module:
+    """The whole network that `save_weights` wrote, with its card and report."""
+    weights, card = _with_card(Path(path))
+    module, report = _assemble(card.architecture, _renamed(read_state(weights)))
+    return _finish(module, card, report)
+
+
+def save_weights(module: nn.Module, path: str | Path, card: Card) -> Path:
+    """Write a network's tensors as safetensors, and its card beside them.
+
+    Args:
+        path: a folder (weights.safetensors and card.json in it), or a ``.safetensors`` file (NAME.json beside it).
+
+    Returns:
+        The weights file.
+    """
+    weights, beside = _places(Path(path))
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    with atomic(weights) as temporary:
+        save_file(tensors, temporary, metadata={"system": card.system, "part": card.part, "licence": card.licence})
+    card.save(beside)
+    return weights
+
+
+def convert(system: str, path: str | Path, out: str | Path, **options: Any) -> Path:
+    """Write an authors' file as safetensors with a card (source, SHA-256, licence, input contract).
+
+    Args:
+        system, path, options: as of `load`.
+        out: as of `save_weights`.
+    """
+    module = load(system, path, **options)
+    return save_weights(module, out, module.card)
+
+
+def encoder_of(what: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The encoder's architecture within a network's."""
+    while what["name"] not in ENCODERS:
+        if "encoder" not in what.get("config", {}):
+            raise WeightsError(f"the network {what['name']!r} has no encoder that can be taken out")
+        what = what["config"]["encoder"]
+    return what
+
+
+def _assemble(what: Mapping[str, Any], keys: Keys) -> tuple[nn.Module, LoadReport]:
+    """Build `what` without values, fill it, and check that nothing was lost."""
+    with Hollow():
+        module = build(what)
+    report = fill(
+        module, keys.ours, start=keys.start, unexpected=keys.left, dropped=keys.dropped, reshaped=keys.reshaped
+    )
+    return module, report.check()
+
+
+def _finish(module: nn.Module, card: Card, report: LoadReport) -> nn.Module:
+    module.card, module.report = card, report  # type: ignore[assignment]
+    return module.eval()
+
+
+def _renamed(state: Mapping[str, Tensor]) -> Keys:
+    """Tensors that have the network's names already."""
+    keys = Keys({})
+    keys.ours = dict(state)
+    return keys
+
+
+def _places(path: Path) -> tuple[Path, Path]:
+    """Where the weights and their card are."""
+    if path.suffix == ".safetensors":
+        beside = path.with_name(CARD) if path.name == WEIGHTS else path.with_suffix(".json")
+        return path, beside
+    return path / WEIGHTS, path / CARD
+
+
+def _with_card(path: Path) -> tuple[Path, Card]:
+    weights, beside = _places(path)
+    if not weights.is_file():
+        raise WeightsError(
+            "no weights.safetensors here",
+            path=path,
+            remedy="give a finished run, or resume the one that was broken off",
+        )
+    return weights, Card.load(beside)
+
+
+def _from_card(path: Path, image_size: int | None, in_channels: int | None) -> nn.Module:
+    """The encoder of a run or a converted file; another size or channel count goes through the key map."""
+    weights, card = _with_card(path)
+    what = encoder_of(card.architecture)
+    state = read_state(weights)
+    prefix = "encoder." if any(name.startswith("encoder.") for name in state) else ""
+    keys = Keys({})
+    for name, tensor in state.items():
+        if name.startswith(prefix):
+            keys.ours[name.removeprefix(prefix)] = tensor
+        else:
+            keys.dropped[name] = "not part of the encoder"
+    config = dict(what["config"])
+    have = config["in_channels"], config["image_size"]
+    want = in_channels or have[0], image_size or have[1]
+    if want != have:
+        config |= {"in_channels": want[0], "image_size": want[1]}
+        _refit(keys, what, config)
+    module, report = _assemble({"name": what["name"], "config": config}, keys)
+    size, channels = want[1], want[0]
+    contract = replace(card.contract, size=size)
+    if channels != card.contract.channels:
+        mean, std = (_channels(values, channels) for values in (card.contract.mean, card.contract.std))
+        contract = replace(contract, channels=channels, mean=mean, std=std)
+    card = replace(
+        card, part="backbone", architecture={"name": what["name"], "config": config}, contract=contract, classes=()
+    )
+    return _finish(module, card, report)
+
+
+def _refit(keys: Keys, what: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Carry an encoder's own tensors to another image size or channel count."""
+    patch = what["config"].get("patch_size", 16)
+    grids = tuple((c["image_size"] // patch,) * 2 for c in (what["config"], config))
+    source = Keys(keys.ours)
+    for name in list(source.left):
+        if name in ("patch_embed.proj.weight", "patch_embed1.proj.weight"):
+            vit.embedding(source, name, name, config["in_channels"])
+        elif name == "pos_embed":
+            vit.absolute(source, name, name, grids)  # type: ignore[arg-type]
+        elif name.startswith("relative.") and name.endswith("table"):
+            vit.table_to(source, name, name, grids, Request("backbone"))  # type: ignore[arg-type]
+        else:
+            source.move(name, name)
+    keys.ours, keys.reshaped = source.ours, source.reshaped
+
+
+def _channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    return (sum(values) / len(values),) if channels == 1 else values * channels
+
+
+def _from_timm(name: str, image_size: int | None, in_channels: int | None) -> nn.Module:
+    """A plain vision transformer of timm, random: weights come from a file (``vit:FILE``), never from the network."""
+    if not timm.is_model(name):
+        raise WeightsError(
+            f"unknown timm model {name!r}", remedy=nearest(name, timm.list_models("vit_*", module="vision_transformer"))
+        )
+    model = timm.create_model(name, pretrained=False)
+    heads = getattr(model.blocks[0].attn, "num_heads", None) if hasattr(model, "blocks") else None
+    keys = Keys(model.state_dict())
+    try:
+        what = vit.network(keys, Request("backbone", image_size, in_channels, hints=Hints(heads=heads)))
+        module, report = _assemble(what, keys)
+    except WeightsError as error:
+        raise WeightsError(
+            f"timm's {name} is not a plain vision transformer ({error.what})",
+            remedy="choose one such as vit_small_patch16_224",
+        ) from error
+    shape = what["config"]
+    card = Card(
+        system="vit",
+        part="backbone",
+        architecture=what,
+        contract=vit.contract(shape["image_size"], shape["in_channels"]),
+        source=f"timm {timm.__version__} {name}, random weights",
+        licence=vit.LICENCE,
+        citation=vit.CITATION,
+    )
+    return _finish(module, card, report)
