@@ -94,13 +94,13 @@ VERBS = {
     ),
     "convert": Verb(
         "write an authors' checkpoint as safetensors with a card",
-        "vesalius.published.load:convert",
+        "vesalius.commands:convert",
         ("vesalius convert usfm USFM_latest.pth --out weights/usfm.safetensors",),
         positional=("system", "path"),
     ),
     "verify": Verb(
         "prove that ours gives the published code's numbers",
-        "vesalius.evaluation.verify:verify",
+        "vesalius.commands:verify",
         ("vesalius verify tests/parity/usfm_*.json.gz", "vesalius verify usfm_cls_a.json.gz --save out/ --json"),
         positional=("fixtures",),
     ),
