@@ -152,7 +152,7 @@ def bmode(
     across_filters = [_unit_energy(np.exp(-2 * (np.pi * width * across) ** 2)) for width in lateral]
     blend = np.clip(1 - np.abs(depth - centres) * (zones - 1), 0, 1)
 
-    intensity = np.zeros((rows, beams), dtype=np.float32)
+    intensity: np.ndarray = np.zeros((rows, beams), dtype=np.float32)
     field_ = np.zeros((rows + _PAD, beams), dtype=np.complex64)
     for _ in range(looks):
         white = rng.standard_normal((2, rows, beams), dtype=np.float32) * np.float32(np.sqrt(0.5))
