@@ -89,7 +89,11 @@ def _open(path: Path) -> nibabel.Nifti1Image:
     if min(image.shape, default=0) < 1:
         raise UnreadableImage(f"has shape {image.shape}", path=path, remedy="export it again")
     claimed = int(np.prod(image.shape, dtype=object)) * dtype.itemsize
-    check_claim(path, claimed, stored=path.stat().st_size, ratio=DEFLATE if path.suffix == ".gz" else 1)
+    stored = path.stat().st_size
+    if path.suffix.lower() == ".gz":
+        check_claim(path, claimed, stored=stored, ratio=DEFLATE)
+    else:
+        check_claim(path, claimed, stored=max(stored - image.dataobj.offset, 0), ratio=1)
     return image
 
 
