@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,9 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from vesalius.data.augment import CropFlip
 from vesalius.data.contract import InputContract
-from vesalius.data.masks import IGNORE, read_mask, shape_error
+from vesalius.data.masks import IGNORE, read_companion, read_mask, shape_error
 from vesalius.data.progress import track
 from vesalius.data.table import TASK_COLUMN, label_names, mask_names, select
 from vesalius.errors import ConfigError, VesaliusError, nearest
@@ -83,7 +83,7 @@ class ImageDataset(Dataset[Sample]):
             what = TASK_COLUMN.get(task or "", "label")
             raise VesaliusError(
                 f"{lacking} of {len(table)} images have no {what}",
-                remedy=f"use the rows of vesalius.data.select(table, task={task!r})",
+                remedy=f"use the rows of vesalius.data.table.select(table, task={task!r})",
             )
         self.table, self.contract, self.task, self.sharp = table, contract, task, sharp
         self._clean = replace(contract, blur=None)
@@ -93,17 +93,24 @@ class ImageDataset(Dataset[Sample]):
         for name in self.classes:
             if known and name not in known:
                 raise ConfigError(f"no image has the class {name!r}", remedy=nearest(name, known))
+        found = [len(set(row["labels"]) & set(self.classes)) for row in self._rows]
         self.multilabel = task == "classification" and any(
-            len(set(row["labels"]) & set(self.classes)) != 1 for row in self._rows
+            count > 1 or not row["labels"] for count, row in zip(found, self._rows, strict=True)
         )
+        if task == "classification" and not self.multilabel and not all(found):
+            raise VesaliusError(
+                f"{found.count(0)} of {len(table)} images have none of the classes {', '.join(self.classes)}",
+                remedy="leave them out, or name all classes",
+            )
         self._images: dict[tuple[str, int | None], Image] = {}
+        self._targets: dict[int, Image] = {}
         self._masks: dict[int, np.ndarray] = {}
         if cache:
             for index in track(range(len(self)), len(self), "reading images into memory"):
                 row = self._rows[index]
-                for path in (row["path"], row["target"] if task == "enhancement" else None):
-                    if path is not None:
-                        self._images[path, row["frame"]] = self._read(path, row["frame"])
+                self._images[row["path"], row["frame"]] = read(row["path"], row["frame"])
+                if task == "enhancement":
+                    self._targets[index] = read_companion(row["target"], row["frame"])
                 if task == "segmentation":
                     self._masks[index] = read_mask(row)
 
@@ -112,7 +119,7 @@ class ImageDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         row = self._rows[index]
-        image = self._read(row["path"], row["frame"])
+        image = self._images.get((row["path"], row["frame"])) or read(row["path"], row["frame"])
         sample: Sample = {"image": self.contract.unit(image), "row": index}
         if self.sharp:
             sample["sharp"] = self._clean.unit(image)
@@ -121,7 +128,7 @@ class ImageDataset(Dataset[Sample]):
         elif self.task == "segmentation":
             sample["mask"] = self._mask(index, image)
         elif self.task == "enhancement":
-            target = self._read(row["target"], row["frame"])
+            target = self._targets.get(index) or read_companion(row["target"], row["frame"])
             if target.size != image.size:
                 raise shape_error(target.path, target.size, image.path, image.size)
             sample["target"] = self._clean.unit(target)
@@ -133,9 +140,6 @@ class ImageDataset(Dataset[Sample]):
         """The file, and frame, of a row: for messages."""
         row = self._rows[index]
         return row["path"] if row["frame"] is None else f"{row['path']} (frame {row['frame']})"
-
-    def _read(self, path: str, frame: int | None) -> Image:
-        return self._images[path, frame] if (path, frame) in self._images else read(path, frame)
 
     def _label(self, row: Mapping[str, Any]) -> Tensor:
         if self.multilabel:
@@ -200,7 +204,9 @@ def generator(seed: int, draw: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class EvalView:
-    """A sample at the network's size and intensities: ``image``, ``target`` and ``sharp`` resized and normalised, ``mask`` resized.
+    """A sample at the network's size, and its ``image`` in the network's intensities.
+
+    ``target`` and ``sharp`` are resized like the image and stay in [0, 1]; ``mask`` keeps its values.
 
     Args:
         contract: what the network reads.
@@ -242,7 +248,9 @@ class TrainView:
         sample = dict(sample)
         fields = [name for name in (*PICTURES, "mask") if name in sample]
         if self.crop_scale is not None:
-            box = crop_box(sample["image"].shape[-2:], self.crop_scale, self.ratio, generator)
+            height, width = sample["image"].shape[-2:]
+            crop = CropFlip(self.contract.size, scale=self.crop_scale, ratio=self.ratio)
+            box = crop.box(height, width, generator=generator)
             for name in fields:
                 sample[name] = F.crop(sample[name], *box)
         flipped = self.flip and torch.rand(1, generator=generator).item() < 0.5
@@ -254,32 +262,12 @@ class TrainView:
         return _resized(sample, self.contract)
 
 
-def crop_box(
-    size: Sequence[int], scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
-) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a crop of random area and shape, as in torchvision's RandomResizedCrop.
-
-    Unlike it, chance comes from `generator`, and after ten crops that do not fit the whole image is taken.
-
-    >>> crop_box((8, 8), (1.0, 1.0), (1.0, 1.0), torch.Generator())
-    (0, 0, 8, 8)
-    """
-    height, width = size
-    low, high = np.log(ratio)
-    for area, shape, y, x in torch.rand(10, 4, generator=generator).tolist():
-        pixels = height * width * (scale[0] + area * (scale[1] - scale[0]))
-        aspect = np.exp(low + shape * (high - low))
-        w, h = round((pixels * aspect) ** 0.5), round((pixels / aspect) ** 0.5)
-        if 0 < w <= width and 0 < h <= height:
-            return int(y * (height - h + 1)), int(x * (width - w + 1)), h, w
-    return 0, 0, height, width
-
-
 def _resized(sample: Sample, contract: InputContract) -> Sample:
     resized = dict(sample)
     for name in PICTURES:
         if name in sample:
-            resized[name] = contract.normalise(contract.resize(sample[name]))
+            resized[name] = contract.resize(sample[name])
+    resized["image"] = contract.normalise(resized["image"])
     if "mask" in sample:
         size = [contract.size, contract.size]
         # "nearest exact" has the pixel centres of the bicubic and bilinear resize; plain "nearest" is half a pixel off.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from vesalius.data.layouts import choose
 from vesalius.data.lists import join_list
 from vesalius.data.progress import track
 from vesalius.data.splits import Groups, split_by_group
-from vesalius.data.table import MASK_SEPARATOR, SPLITS, check_splits, make_table, parquet_path, save_table, shorten
+from vesalius.data.table import MASK_SEPARATOR, SPLITS, check_splits, make_table, parquet_path, save_table
 from vesalius.errors import ConfigError, UnreadableImage, VesaliusError
 from vesalius.images import Header, probe, read
 
@@ -56,7 +56,7 @@ def index(
     check: bool = False,
     workers: int = 4,
 ) -> pl.DataFrame:
-    """Make the table of a folder's images and write it as Parquet.
+    r"""Make the table of a folder's images and write it as Parquet.
 
     What cannot be used (truncated, NaN, constant, a mask of another shape) is written with the reason to
     ``OUTPUT.unreadable.csv``. Exact duplicates are kept in one split with their original.
@@ -68,7 +68,7 @@ def index(
         labels: a CSV file with columns such as path, label, patient, split, joined by path or file name.
         organ: what the images show, where neither folders nor lists say.
         group: regular expression that finds the patient in a path relative to `folder` (its first group, if it has
-            one), such as ``r"^(\\d+)_"``.
+            one), such as ``r"^(\d+)_"``.
         mask_classes: names of the mask values 1, 2, ..., where the dataset does not name them.
         dataset: name of the dataset; the folder's by default.
         val: fraction of the images for validation, where the dataset has no split.
@@ -109,7 +109,8 @@ def index(
     for entry in entries:
         by_path.setdefault(entry.path, []).append(entry)
     unnamed = not mask_classes and any(entry.masks and entry.mask_classes is None for entry in entries)
-    work = [_Work(path, listed, frames, volumes, check, unnamed) for path, listed in by_path.items()]
+    most = None if frames == "all" else frames
+    work = [_Work(path, listed, most, volumes, check, unnamed) for path, listed in by_path.items()]
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         looked = list(track(pool.map(_look, work), len(work), f"reading {root.name}"))
     bad = [problem for one in looked for problem in one.bad]
@@ -127,7 +128,7 @@ def index(
         found.notes.append(f"the masks' classes are not named, and called {', '.join(mask_classes)} (see mask_classes)")
     name = dataset or root.name
     root_organ = organ or organ_of(root.name)
-    rows = [row for one in looked for row in _rows(one, tuple(mask_classes), name, root_organ)]
+    rows = [_row(found, tuple(mask_classes), name, root_organ) for one in looked for found in one.rows]
     _mark_duplicates(rows)
     rows = [row for row in rows if keep_duplicates or row["duplicate_of"] is None]
     _say_annotated(rows)
@@ -144,19 +145,27 @@ class _Work:
 
     path: Path
     entries: list[Entry]
-    frames: int | str
+    frames: int | None
     volumes: bool
     check: bool
     values: bool
 
 
+@dataclass(frozen=True)
+class _Found:
+    """An image that can be used, and its file."""
+
+    entry: Entry
+    frame: int | None
+    header: Header
+    sha256: str
+
+
 @dataclass
 class _Looked:
-    """What was found in a file: rows that can be used, and (path, reason) of what cannot."""
+    """What was found in a file: images that can be used, and (path, reason) of what cannot."""
 
-    header: Header | None = None
-    sha256: str = ""
-    rows: list[tuple[Entry, int | None]] = field(default_factory=list)
+    rows: list[_Found] = field(default_factory=list)
     values: set[int] = field(default_factory=set)
     bad: list[tuple[str, str]] = field(default_factory=list)
 
@@ -164,10 +173,10 @@ class _Looked:
 def _look(work: _Work) -> _Looked:
     looked = _Looked()
     try:
-        looked.header = header = probe(work.path)
+        header = probe(work.path)
         if header.modality in NOT_PICTURES:
             raise UnreadableImage(f"is {NOT_PICTURES[header.modality]} ({header.modality}), not a picture")
-        looked.sha256 = files.sha256(work.path)
+        sha256 = files.sha256(work.path)
         rows = [(entry, frame) for entry in work.entries for frame in _frames(work, entry, header)]
         # A volume's first slice is often empty: the volume is looked at whole.
         read(work.path, None if _is_volume(header) else rows[0][1]).check()
@@ -179,8 +188,10 @@ def _look(work: _Work) -> _Looked:
         try:
             if work.check and frame is not None:
                 read(work.path, frame).check()
-            _check_companions(entry, frame, looked, companions, values=work.values)
-            looked.rows.append((entry, frame))
+            _check_companions(entry, frame, _size(header, frame), companions)
+            if work.values:
+                looked.values.update(*(_values(path, frame) for path in entry.masks))
+            looked.rows.append(_Found(entry, frame, header, sha256))
         except (VesaliusError, OSError) as error:
             where = "" if frame is None else f"frame {frame}: "
             looked.bad.append((str(work.path), where + _reason(error, work.path)))
@@ -204,7 +215,7 @@ def _frames(work: _Work, entry: Entry, header: Header) -> list[int | None]:
         )
     if header.frames == 1 or (volume and work.volumes):
         return [None]
-    if work.frames == "all" or work.frames >= header.frames:
+    if work.frames is None or work.frames >= header.frames:
         return list(range(header.frames))
     # Centres of equal parts, so that one frame is the middle one.
     return [int((k + 0.5) * header.frames / work.frames) for k in range(work.frames)]
@@ -220,46 +231,44 @@ def _size(header: Header, frame: int | None) -> tuple[int, ...]:
     return header.size[1:] if _is_volume(header) and frame is not None else header.size
 
 
-def _check_companions(
-    entry: Entry, frame: int | None, looked: _Looked, headers: dict[Path, Header], *, values: bool
-) -> None:
-    """Masks and target must be there and of the image's shape."""
-    size = _size(looked.header, frame)
+def _check_companions(entry: Entry, frame: int | None, size: tuple[int, ...], headers: dict[Path, Header]) -> None:
+    """Masks and target must be there and of the image's shape; `headers` keeps those read before."""
     for path in (*entry.masks, *([entry.target] if entry.target else [])):
         if path not in headers:
             headers[path] = probe(path)
         shape = _size(headers[path], frame)
         if shape != size:
             raise masks.shape_error(path, shape, entry.path, size)
-        if values and path != entry.target:
-            looked.values.update(np.unique(masks.read_values(path, frame)).astype(int).tolist())
 
 
-def _rows(looked: _Looked, mask_classes: tuple[str, ...], dataset: str, organ: str | None) -> Iterator[dict[str, Any]]:
-    for entry, frame in looked.rows:
-        header, tags = looked.header, looked.header.tags
-        size = _size(header, frame)
-        spacing = header.spacing or entry.spacing
-        patient = f"{dataset}/{entry.patient}" if entry.patient else tags.get("patient")
-        seen = (tags.get("body_part") or "").strip().lower() or None
-        yield {
-            "path": str(entry.path),
-            "frame": frame,
-            "frames": header.frames,
-            "modality": header.modality or entry.modality,
-            "organ": entry.organ or organ or seen,
-            "patient": patient or None,
-            "study": entry.study or tags.get("study"),
-            "size": list(size),
-            "spacing": list(spacing[-len(size) :]) if spacing else None,
-            "split": entry.split,
-            "labels": None if entry.labels is None else list(entry.labels),
-            "mask": MASK_SEPARATOR.join(map(str, entry.masks)) or None,
-            "mask_classes": list(mask_classes or entry.mask_classes or ()) if entry.masks else [],
-            "target": str(entry.target) if entry.target else None,
-            "sha256": looked.sha256,
-            "dataset": dataset,
-        }
+def _values(mask: Path, frame: int | None) -> list[int]:
+    return [int(value) for value in np.unique(masks.read_values(mask, frame))]
+
+
+def _row(found: _Found, mask_classes: tuple[str, ...], dataset: str, organ: str | None) -> dict[str, Any]:
+    """The table's row of an image, but for what depends on the others."""
+    entry, header = found.entry, found.header
+    size = _size(header, found.frame)
+    spacing = header.spacing or entry.spacing
+    seen = header.tags.get("body_part", "").strip().lower()
+    return {
+        "path": str(entry.path),
+        "frame": found.frame,
+        "frames": header.frames,
+        "modality": header.modality or entry.modality,
+        "organ": entry.organ or organ or seen or None,
+        "patient": f"{dataset}/{entry.patient}" if entry.patient else header.tags.get("patient") or None,
+        "study": entry.study or header.tags.get("study"),
+        "size": list(size),
+        "spacing": list(spacing[-len(size) :]) if spacing else None,
+        "split": entry.split,
+        "labels": None if entry.labels is None else list(entry.labels),
+        "mask": MASK_SEPARATOR.join(map(str, entry.masks)) or None,
+        "mask_classes": list(mask_classes or entry.mask_classes or ()) if entry.masks else [],
+        "target": str(entry.target) if entry.target else None,
+        "sha256": found.sha256,
+        "dataset": dataset,
+    }
 
 
 def _group_by(entries: list[Entry], pattern: str, root: Path) -> list[Entry]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vesalius.data.entry import SPLIT_NAMES, Entry, Folder, organ_of, split_of, stem
 from vesalius.data.lists import find_list, read_list
-from vesalius.data.masks import RASTER
+from vesalius.data.masks import OUTLINE, RASTER
 from vesalius.data.table import SPLITS, shorten
 from vesalius.errors import ConfigError, VesaliusError, nearest
 
@@ -67,7 +67,7 @@ def choose(name: str, folder: Folder) -> Layout:
 
 
 def _fits_msd(folder: Folder) -> bool:
-    return (folder.root / "dataset.json").is_file() and any(file.parts[0] == "imagesTr" for file in folder.known)
+    return (folder.root / "dataset.json").is_file() and any(file.parts[0] == "imagesTr" for file in folder.files)
 
 
 def _msd(folder: Folder) -> list[Entry]:
@@ -131,7 +131,7 @@ def _list(folder: Folder) -> list[Entry]:
 
 
 def _fits_hc18(folder: Folder) -> bool:
-    return any(file.name.endswith("_HC_Annotation.png") for file in folder.known) or bool(_hc18_lists(folder))
+    return any(file.name.endswith(OUTLINE) for file in folder.files) or bool(_hc18_lists(folder))
 
 
 def _hc18_lists(folder: Folder) -> list[Path]:
@@ -186,9 +186,9 @@ def _busi_masks(folder: Folder) -> dict[Path, list[Path]]:
 
 
 def _busi(folder: Folder) -> list[Entry]:
-    """``benign/benign (1).png`` with ``benign (1)_mask.png`` and ``_mask_1.png`` (more lesions); the folder is the class.
+    """``benign/benign (1).png`` with ``benign (1)_mask.png``, and ``_mask_1.png`` for a further lesion.
 
-    Patients are not given.
+    The folder is the class. Patients are not given.
     """
     masks = _busi_masks(folder)
     every = {file for files in masks.values() for file in files}
@@ -217,7 +217,7 @@ def _fits_usfm(folder: Folder) -> bool:
 
 
 def _usfm(folder: Folder) -> list[Entry]:
-    """``training_set/image/any/name.png`` with ``training_set/mask/any/name.png``; likewise ``val_set``, ``test_set``."""
+    """``training_set/image/any/name.png`` with ``training_set/mask/any/name.png``; so too ``val_set``, ``test_set``."""
     return [
         Entry(folder.root / file, masks=_mask_beside(folder, Path(file.parts[0], "mask", *file.parts[2:])), split=split)
         for file in folder.files
@@ -243,7 +243,7 @@ def _paired(folder: Folder) -> list[Entry]:
 
 
 def _fits_voc(folder: Folder) -> bool:
-    return any(file.parts[0] == "JPEGImages" for file in folder.known) and (folder.root / "ImageSets").is_dir()
+    return any(file.parts[0] == "JPEGImages" for file in folder.files) and (folder.root / "ImageSets").is_dir()
 
 
 def _voc(folder: Folder) -> list[Entry]:
@@ -276,9 +276,9 @@ def _mask_beside(folder: Folder, mask: Path) -> tuple[Path, ...]:
 
 def _fits_image_folders(folder: Folder) -> bool:
     """Raster files all in ``class/`` or ``split/class/``, in few folders that are not named after organs."""
-    if not folder.files or any(file.suffix.lower() not in RASTER for file in folder.known):
+    if not folder.files or any(file.suffix.lower() not in RASTER for file in folder.files):
         return False
-    parents = Counter(file.parent for file in folder.known)
+    parents = Counter(file.parent for file in folder.files)
     in_splits = all(len(p.parts) == 2 and p.parts[0].lower() in SPLIT_NAMES for p in parents)
     flat = all(len(p.parts) == 1 and p.name.lower() not in SPLIT_NAMES for p in parents)
     classes = {parent.name for parent in parents}

@@ -85,8 +85,8 @@ def read_list(path: Path, folder: Folder) -> list[Entry]:
         folder.notes.append(f"splits of {path.name} not used: {', '.join(other)}")
     return [
         Entry(
-            path=located(row["path"]),
-            frame=_number(row, "frame", int, path),
+            path=located(row["path"] or ""),
+            frame=None if row["frame"] is None else int(_number(row["frame"], "frame", path)),
             labels=_several(row["labels"]) or (() if multilabel else None),
             masks=tuple(located(name) for name in _several(row["masks"])),
             mask_classes=_several(row["mask_classes"]) or None,
@@ -96,7 +96,7 @@ def read_list(path: Path, folder: Folder) -> list[Entry]:
             study=row["study"],
             organ=row["organ"],
             modality=row["modality"],
-            spacing=_spacing(row, path),
+            spacing=_spacing(row["spacing"], path),
         )
         for row in rows
     ]
@@ -178,17 +178,14 @@ def _several(value: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in re.split(r"[;|]", value or "") if part.strip())
 
 
-def _number(row: dict[str, str | None], field: str, kind: type, path: Path) -> int | float | None:
-    if row[field] is None:
-        return None
+def _number(value: str, field: str, path: Path) -> float:
     try:
-        return kind(row[field])
+        return float(value)
     except ValueError as error:
-        raise VesaliusError(
-            f"{field} {row[field]!r} of {row['path']} is no number", path=path, remedy="correct it"
-        ) from error
+        raise VesaliusError(f"{field} {value!r} is no number", path=path, remedy="correct it") from error
 
 
-def _spacing(row: dict[str, str | None], path: Path) -> tuple[float, ...] | None:
-    sides = tuple(_number({**row, "spacing": side}, "spacing", float, path) for side in _several(row["spacing"]))
+def _spacing(value: str | None, path: Path) -> tuple[float, ...] | None:
+    """Spacing in mm along (H, W); one number is both."""
+    sides = tuple(_number(side, "spacing", path) for side in _several(value))
     return (sides * 2 if len(sides) == 1 else sides) or None

@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 from PIL import Image as Pillow
-from PIL import ImageSequence
 
 from vesalius.data.table import MASK_SEPARATOR
 from vesalius.errors import UnreadableImage, VesaliusError
-from vesalius.images import probe, read
+from vesalius.images import Image, probe, read
 
 IGNORE = 255
 """Mask value of pixels that count neither as a class nor as background."""
 RASTER = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg", ".gif")
-OUTLINE = "_HC_Annotation.png"
+OUTLINE = "HC_Annotation.png"
 """HC18's masks are the outline of an ellipse, to be filled."""
+WOBBLE = 0.25
+"""Deviation from the fitted conic, whose value is 1 on the line, from which a drawing is no ellipse."""
 MOST_CLASSES = 64
 """More values than this are taken for grey levels, not for classes nobody named."""
 
@@ -43,15 +44,13 @@ def read_mask(row: Mapping[str, Any]) -> np.ndarray:
     Raises:
         VesaliusError: the mask has another shape than the image, or values beyond its classes; names the files.
     """
-    merged = None
-    for name in row["mask"].split(MASK_SEPARATOR):
-        path = Path(name)
+    parts = []
+    for path in map(Path, row["mask"].split(MASK_SEPARATOR)):
         values = read_values(path, row.get("frame"))
         if list(values.shape) != list(row["size"]):
             raise shape_error(path, values.shape, Path(row["path"]), row["size"])
-        one = _classes(values, max(len(row["mask_classes"]), 1), path)
-        merged = one if merged is None else np.maximum(merged, one)
-    return merged
+        parts.append(_classes(values, max(len(row["mask_classes"]), 1), path))
+    return np.maximum.reduce(parts)
 
 
 def shape_error(mask: Path, mask_size: Iterable[int], image: Path, size: Iterable[int]) -> VesaliusError:
@@ -73,14 +72,16 @@ def read_values(path: Path, frame: int | None = None) -> np.ndarray:
     Raises:
         UnreadableImage: damaged, or in colours.
     """
-    if path.suffix.lower() in RASTER:
-        values = _raster(path, frame)
-    else:
-        header = probe(path)
-        values = read(path, frame if header.frames > 1 else None).array[0]
+    raster = path.suffix.lower() in RASTER
+    values = _raster(path, frame) if raster else read_companion(path, frame).array[0]
     if path.name.endswith(OUTLINE):
         values = fill_ellipse(values > 0, path)
     return values
+
+
+def read_companion(path: str | Path, frame: int | None) -> Image:
+    """The image that belongs to frame `frame` of another: that frame, or the only one."""
+    return read(path, frame if probe(path).frames > 1 else None)
 
 
 def class_count(values: set[int], path: Path) -> int:
@@ -107,28 +108,37 @@ def class_count(values: set[int], path: Path) -> int:
 
 
 def fill_ellipse(outline: np.ndarray, path: Path) -> np.ndarray:
-    """Bool ``[H, W]``: the ellipse whose outline is drawn, even where the image's border cuts it.
+    """The ellipse whose outline is drawn, even where the image's border cuts it; one that is filled stays.
 
     The conic ``a x^2 + b xy + c y^2 + d x + e y = 1`` is fitted to the drawn pixels by least squares.
+
+    Args:
+        outline: bool ``[H, W]``.
+        path: the file, for the error.
+
+    Returns:
+        bool ``[H, W]``, up to the middle of the line.
 
     Raises:
         UnreadableImage: the drawing is no ellipse.
     """
-    rows, columns = np.nonzero(outline)
+    rows, columns = np.argwhere(outline).T
     no_ellipse = UnreadableImage("is not the outline of an ellipse", path=path, remedy="draw it again")
     if len(rows) < 6:
         raise no_ellipse
     centre, scale = np.array([columns.mean(), rows.mean()]), max(np.ptp(columns), np.ptp(rows), 1)
+    if outline[round(centre[1]), round(centre[0])]:
+        return outline
 
-    def terms(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        x, y = (x - centre[0]) / scale, (y - centre[1]) / scale
+    def terms(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        x, y = (columns - centre[0]) / scale, (rows - centre[1]) / scale
         return np.stack([x * x, x * y, y * y, x, y], axis=-1)
 
-    conic, *_ = np.linalg.lstsq(terms(columns, rows), np.ones(len(rows)), rcond=None)
-    if conic[0] <= 0 or 4 * conic[0] * conic[2] <= conic[1] ** 2:
+    drawn = terms(rows, columns)
+    conic, *_ = np.linalg.lstsq(drawn, np.ones(len(rows)), rcond=None)
+    if 4 * conic[0] * conic[2] <= conic[1] ** 2 or np.std(drawn @ conic) > WOBBLE:
         raise no_ellipse
-    y, x = np.indices(outline.shape)
-    return (terms(x, y) @ conic <= 1) | outline
+    return terms(*np.indices(outline.shape)) @ conic <= 1
 
 
 def _classes(values: np.ndarray, count: int, path: Path) -> np.ndarray:
@@ -157,7 +167,7 @@ def _raster(path: Path, frame: int | None) -> np.ndarray:
     try:
         with Pillow.open(path) as picture:
             if getattr(picture, "n_frames", 1) > 1:
-                picture = next(page for i, page in enumerate(ImageSequence.Iterator(picture)) if i == (frame or 0))
+                picture.seek(frame or 0)
             values = np.array(picture)
     except Exception as error:  # Pillow raises many kinds on damaged files
         reason = " ".join(str(error).split())

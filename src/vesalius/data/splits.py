@@ -53,7 +53,7 @@ def split_by_group(
     Args:
         groups: each image's group (its patient).
         strata: each image's label, or what else should be spread evenly; a group counts under its rarest one.
-        given: each image's split where it is fixed, else None; the other images of its group follow it.
+        given: each image's split where it is fixed, else None; the other images of its group follow the first of them.
         val: fraction of the images for validation.  test: for testing.  seed: of the order.
 
     Returns:
@@ -93,4 +93,4 @@ def split_by_group(
             chosen[group] = SPLITS[place]
             lack[place] -= sizes[group]
             overall[place] -= sizes[group]
-    return [chosen[group] for group in groups]
+    return [split or chosen[group] for group, split in zip(groups, given, strict=True)]

@@ -225,7 +225,7 @@ def _read(path: Path) -> pl.DataFrame:
     if table.is_empty():
         raise VesaliusError("has no rows", path=path, remedy="index a folder that holds images")
     try:
-        table = table.select(list(COLUMNS)).cast(COLUMNS)
+        table = table.select(list(COLUMNS)).cast(pl.Schema(COLUMNS))
     except pl.exceptions.PolarsError as error:
         raise VesaliusError(f"a column is of another type ({error})", path=path, remedy="index again") from error
     base = path.parent.resolve()
