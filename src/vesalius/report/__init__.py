@@ -1,0 +1,1 @@
+"""The HTML page that a run leaves behind, and the figures on it."""
