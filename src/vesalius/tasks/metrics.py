@@ -16,8 +16,8 @@ import torch
 from monai.metrics import compute_hausdorff_distance
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
-from torchmetrics.functional import peak_signal_noise_ratio, structural_similarity_index_measure
 from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from vesalius.data.masks import IGNORE
 from vesalius.errors import VesaliusError
