@@ -215,3 +215,16 @@ def test_deflated_bomb_is_counted_before_it_is_inflated(tmp_path: Path, monkeypa
     monkeypatch.setattr("vesalius.images.reading.LARGEST", 1 << 20)
     with pytest.raises(UnreadableImage, match="decodes to"):
         read(tmp_path / "bomb.dcm")
+
+
+@pytest.mark.parametrize("fragments", [1, 3])
+@pytest.mark.parametrize("has_table", [True, False])
+def test_frames_in_fragments(tmp_path: Path, fragments: int, has_table: bool) -> None:
+    clip = pixels(3, 64, 64)
+    dataset = dicom(tmp_path / "x.dcm", clip)
+    dataset.compress("1.2.840.10008.1.2.4.90")
+    frames = list(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=3))
+    dataset.PixelData = pydicom.encaps.encapsulate(frames, fragments_per_frame=fragments, has_bot=has_table)
+    dataset.save_as(tmp_path / "x.dcm")
+    for frame in range(3):
+        assert np.array_equal(read(tmp_path / "x.dcm", frame).array[0], clip[frame])

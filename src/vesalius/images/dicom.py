@@ -10,7 +10,6 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, apply_modality_lut, as_pixel_options, get_decoder, pixel_array
 from pydicom.uid import (
     UID,
@@ -24,7 +23,7 @@ from vesalius.errors import UnreadableImage
 from vesalius.images.codestreams import codestream_size
 from vesalius.images.geometry import Geometry, geometry, lookup
 from vesalius.images.image import Image
-from vesalius.images.reading import DEFLATE, LARGEST, Header, check_claim, choose_frame, native, reading
+from vesalius.images.reading import DEFLATE, HARMLESS, LARGEST, Header, check_claim, choose_frame, native, reading
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -194,26 +193,42 @@ def _check_codestream(path: Path, stream: BinaryIO, dataset: Dataset, index: int
     libjpeg fills what is missing with grey, without a word, and every codec allocates by the size in its own header.
     """
     start, length = stream.tell(), path.stat().st_size
-    for offset, size in _items(stream):
-        if offset + size > length:
-            raise UnreadableImage("ends inside its compressed pixels", path=path, remedy="copy it again")
+    fragments = list(_fragments(stream, index, _frames(path, dataset)))
+    if not fragments:
+        raise UnreadableImage(f"has no compressed frame {index}", path=path, remedy="copy it again")
+    if any(offset + size > length for offset, size in fragments):
+        raise UnreadableImage("ends inside its compressed pixels", path=path, remedy="copy it again")
+    offset, size = fragments[0]
+    stream.seek(offset)
+    inside = codestream_size(stream.read(min(size, 1 << 16)))
     stream.seek(start)
-    offsets = None
-    if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:
-        offsets = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
-    frames = _frames(path, dataset)
-    size = codestream_size(get_frame(stream, index, extended_offsets=offsets, number_of_frames=frames))
-    stream.seek(start)
-    if size is not None and size != (dataset.Rows, dataset.Columns):
+    if inside is not None and inside != (dataset.Rows, dataset.Columns):
         raise UnreadableImage(
-            f"frame {index} is {size[0]} x {size[1]} inside, {dataset.Rows} x {dataset.Columns} by its header",
+            f"frame {index} is {inside[0]} x {inside[1]} inside, {dataset.Rows} x {dataset.Columns} by its header",
             path=path,
             remedy="it is damaged: copy or export it again",
         )
 
 
+def _fragments(stream: BinaryIO, index: int, frames: int) -> Iterator[tuple[int, int]]:
+    """Offset and length of the fragments of one frame; of all frames where nothing tells them apart."""
+    table, count = next(_items(stream), (0, 0))
+    if count != 4 * frames or count > HARMLESS:
+        stream.seek(table + count)
+        found = list(_items(stream))
+        yield from found[index : index + 1] if len(found) == frames else found
+        return
+    stream.seek(table)
+    starts = np.frombuffer(stream.read(count), "<u4").astype(np.int64) + table + count
+    stream.seek(starts[index])
+    for offset, size in _items(stream):
+        if index + 1 < frames and offset > starts[index + 1]:
+            return
+        yield offset, size
+
+
 def _items(stream: BinaryIO) -> Iterator[tuple[int, int]]:
-    """Offset and length of each item (offset table, fragments) from here to the delimiter or to what is no item."""
+    """Offset and length of each item (offset table, fragment) from here to the delimiter or to what is no item."""
     while (start := stream.read(8))[:4] == b"\xfe\xff\x00\xe0" and len(start) == 8:
         offset, size = stream.tell(), int.from_bytes(start[4:], "little")
         yield offset, size
@@ -233,11 +248,11 @@ def _values(dataset: Dataset, stored: np.ndarray, index: int) -> tuple[np.ndarra
     bits, signed = int(dataset.get("BitsStored") or dataset.BitsAllocated), stored.dtype.kind == "i"
     if not signed and bits < 8 * stored.dtype.itemsize:
         stored = stored & stored.dtype.type((1 << bits) - 1)  # old overlays live in the bits above
-    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
 
     if dataset.get("ModalityLUTSequence"):
         values = apply_modality_lut(stored, dataset)
-        low, high = 0, (1 << int(dataset.ModalityLUTSequence[0].LUTDescriptor[2])) - 1
+        low, high = 0.0, 2.0 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
     else:
         slope = lookup(dataset, index, "PixelValueTransformationSequence", "RescaleSlope")
         intercept = lookup(dataset, index, "PixelValueTransformationSequence", "RescaleIntercept")
@@ -251,7 +266,7 @@ def _values(dataset: Dataset, stored: np.ndarray, index: int) -> tuple[np.ndarra
     return native(values[None]), window
 
 
-def _rescale(stored: np.ndarray, slope: float, intercept: float, low: int, high: int) -> np.ndarray:
+def _rescale(stored: np.ndarray, slope: float, intercept: float, low: float, high: float) -> np.ndarray:
     """``stored * slope + intercept``: the same dtype for every image of one header, integer where that is exact."""
     if slope == 1 and intercept == 0:
         return stored

@@ -94,6 +94,7 @@ def _ultrasound(dataset: Dataset) -> tuple[float, float] | None:
     for region in dataset.get("SequenceOfUltrasoundRegions") or ():
         units = {region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection")}
         if region.get("RegionSpatialFormat") == _2D_REGION and units == {_CENTIMETRES}:
-            deltas = _pair([abs(float(region.get(f"PhysicalDelta{axis}") or 0)) * 10 for axis in "YX"])
-            found.add(deltas and tuple(float(f"{delta:.6g}") for delta in deltas))
+            # Six digits, so that one scale written twice counts once.
+            deltas = [abs(float(region.get(f"PhysicalDelta{axis}") or 0)) * 10 for axis in "YX"]
+            found.add(_pair([float(f"{delta:.6g}") for delta in deltas]))
     return found.pop() if len(found) == 1 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -41,11 +42,12 @@ def read_nifti(path: Path, frame: int | None = None) -> Image:
         whole = len(shape) == 3 and frame is None
         index = 0 if whole else choose_frame(path, frame, frames)
         # Full rank in the index: trailing axes of length 1 that the file has are taken at 0.
-        inside = [slice(None)] * len(shape)
+        inside: list[slice | int] = [slice(None)] * len(shape)
         if frames > 1 and not whole:
             inside[-1] = index
-        voxels = np.asarray(image.dataobj[(*inside, *[0] * (len(image.shape) - len(shape)))])
-        if image.dataobj.slope != 1 or image.dataobj.inter != 0:
+        stored: Any = image.dataobj
+        voxels = np.asarray(stored[(*inside, *[0] * (len(image.shape) - len(shape)))])
+        if stored.slope != 1 or stored.inter != 0:
             voxels = voxels.astype(np.float32)
         array = _channels(voxels)
 
@@ -89,11 +91,12 @@ def _open(path: Path) -> nibabel.Nifti1Image:
     if min(image.shape, default=0) < 1:
         raise UnreadableImage(f"has shape {image.shape}", path=path, remedy="export it again")
     claimed = int(np.prod(image.shape, dtype=object)) * dtype.itemsize
-    stored = path.stat().st_size
+    length = path.stat().st_size
     if path.suffix.lower() == ".gz":
-        check_claim(path, claimed, stored=stored, ratio=DEFLATE)
+        check_claim(path, claimed, stored=length, ratio=DEFLATE)
     else:
-        check_claim(path, claimed, stored=max(stored - image.dataobj.offset, 0), ratio=1)
+        proxy: Any = image.dataobj
+        check_claim(path, claimed, stored=max(length - proxy.offset, 0), ratio=1)
     return image
 
 
