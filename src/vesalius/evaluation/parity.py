@@ -41,7 +41,7 @@ Adapter = Callable[[Fixture, Path], Outputs]
 def usfm_vit(fixture: Fixture, file: Path) -> Outputs:
     """The pre-trained trunk, used downstream."""
     c = fixture.config
-    encoder = load("usfm", file, image_size=c.get("img_size"), hints=_hints(c))
+    encoder = load("usfm", file, image_size=c.get("img_size"), as_published=True, hints=_hints(c))
     wanted = {name: int(name.split("_")[1]) for name in fixture.outputs if name.startswith("tokens_")}
     last = c["depth"] - 1
     out = encoder(_image(fixture), layers=(*wanted.values(), last))
@@ -134,7 +134,8 @@ def deblurring_unetpp(fixture: Fixture, file: Path) -> Outputs:
     maps = network.maps(_image(fixture))
     logits = network.head(maps)
     levels = {f"level{n}": level for n, level in enumerate(maps)}
-    return {**levels, "logits": logits, "probability": logits.sigmoid()}
+    many = "softmax" in fixture.config["activation"]
+    return {**levels, "logits": logits, "probability": logits.softmax(1) if many else logits.sigmoid()}
 
 
 def plain_vit(fixture: Fixture, file: Path) -> Outputs:

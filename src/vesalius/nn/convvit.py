@@ -117,6 +117,8 @@ class ConvViT(Encoder):
     (torch.Size([2, 8, 16]), (4, 2), [(8, 16, 8), (8, 8, 4), (16, 4, 2)])
     """
 
+    pos_embed: Tensor
+
     def __init__(self, config: ConvViTConfig):
         super().__init__()
         c = self.config = config
@@ -142,7 +144,7 @@ class ConvViT(Encoder):
                 qkv_bias=True,
                 init_values=c.layer_scale,
                 drop_path=rate,
-                norm_layer=norm,
+                norm_layer=norm,  # type: ignore[arg-type]  # called, never used as a type
             )
             for rate in rates[d2:]
         )

@@ -91,6 +91,7 @@ def _pretrain(keys: Keys, prefix: str, request: Request, hierarchical: bool) -> 
     else:
         encoder = vit.trunk(keys, "", "encoder.", request, pool="mean", final_norm=True, fixed_positions=True)
         patch = encoder["config"]["patch_size"]
+    usfm.restores(request, outputs // patch**2)
     decoder = {
         "grid": [rows, rows],
         "channels": outputs // patch**2,
@@ -124,7 +125,7 @@ def conv_trunk(keys: Keys, prefix: str, to: str, request: Request, *, fusion: bo
     width2 = keys.shape(f"{prefix}patch_embed2.proj.weight")[0]
     width = keys.shape(f"{prefix}patch_embed3.proj.weight")[0]
     start = re.escape(prefix)
-    depths = tuple(keys.count(rf"{start}blocks{stage}\.(\d+)\.") for stage in (1, 2, 3))
+    depth1, depth2, depth = (keys.count(rf"{start}blocks{stage}\.(\d+)\.") for stage in (1, 2, 3))
     table = f"{prefix}blocks3.0.attn.{vit.TABLE}"
     relative = table in keys
     heads = keys.shape(table)[1] if relative else request.hints.heads or max(width // 64, 1)
@@ -138,13 +139,13 @@ def conv_trunk(keys: Keys, prefix: str, to: str, request: Request, *, fusion: bo
     vit.absolute(keys, f"{prefix}pos_embed", f"{to}pos_embed", grids)
     for stage in ("blocks1.", "blocks2."):
         keys.move_all(prefix + stage, to + stage)
-    for n in range(depths[2]):
+    for n in range(depth):
         vit.transformer_block(keys, f"{prefix}blocks3.{n}.", f"{to}blocks.{n}.")
         if relative:
             vit.table_to(keys, f"{prefix}blocks3.{n}.attn.{vit.TABLE}", f"{to}relative.{n}.table", grids, request)
     if fusion:
-        for stage in (1, 2):
-            keys.move_all(f"{prefix}stage{stage}_output_decode.", f"{to}stage{stage}_output.")
+        for number in (1, 2):
+            keys.move_all(f"{prefix}stage{number}_output_decode.", f"{to}stage{number}_output.")
         keys.move_all(f"{prefix}norm.", f"{to}norm.")
     keys.drop(start + r"norm\..*", "final norm: downstream networks normalise the pooled vector instead")
     keys.drop(vit.INDEX, "index buffers: computed, not stored, here")
@@ -152,7 +153,7 @@ def conv_trunk(keys: Keys, prefix: str, to: str, request: Request, *, fusion: bo
         image_size=size,
         in_channels=request.in_channels or channels,
         widths=(width1, width2, width),
-        depths=depths,
+        depths=(depth1, depth2, depth),
         heads=heads,
         mlp_ratio=keys.ours[f"{to}blocks.0.mlp.fc1.weight"].shape[0] / width,
         fusion=fusion,

@@ -133,5 +133,5 @@ class Fixture:
         if not np.array_equal(np.isnan(expected), np.isnan(actual)):
             return float("inf")
         finite = ~np.isnan(expected)
-        gap = np.linalg.norm((actual - expected)[finite]) / max(np.linalg.norm(expected[finite]), 1e-12)
-        return float(gap) if np.isfinite(gap) else float("inf")
+        gap = float(np.linalg.norm((actual - expected)[finite])) / max(float(np.linalg.norm(expected[finite])), 1e-12)
+        return gap if np.isfinite(gap) else float("inf")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 from safetensors.torch import save_file
+from timm.layers import Attention
 from torch import Tensor, nn
 
 from vesalius.data.contract import InputContract
@@ -73,20 +75,30 @@ def load(
 
     Raises:
         WeightsError: the file is unsafe, of another layout, or holds weights that would not be used.
+
+    >>> import tempfile, torch
+    >>> from timm.models.vision_transformer import VisionTransformer
+    >>> file = Path(tempfile.mkdtemp()) / "vit.pth"
+    >>> published = VisionTransformer(img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=1, num_classes=3)
+    >>> torch.save(published.state_dict(), file)
+    >>> backbone = load("vit", file, image_size=48, in_channels=1)
+    >>> backbone(torch.zeros(1, 1, 48, 48)).pooled.shape, backbone.report.share
+    (torch.Size([1, 64]), 1.0)
     """
     if system not in FAMILIES:
         raise ConfigError(f"unknown system {system!r}", remedy=nearest(system, FAMILIES))
     family = FAMILIES[system]
     if part not in family.parts:
         raise ConfigError(f"{system} has no part {part!r}", remedy=nearest(part, family.parts))
-    keys = Keys(read_state(path))
+    state = read_state(path)
+    keys = Keys(state)
     try:
         what = family.network(keys, Request(part, image_size, in_channels, as_published, hints or Hints()))
         module, report = _assemble(what, keys)
     except WeightsError as error:
-        raise WeightsError(
-            f"does not load as {system}, part {part}: {error.what}", path=path, remedy=error.remedy
-        ) from error
+        fits = [name for name in recognise(state) if name != f"{system} {part}"]
+        remedy = f"its keys fit {', '.join(fits)}" if fits else error.remedy
+        raise WeightsError(f"does not load as {system}, part {part}: {error.what}", path=path, remedy=remedy) from error
     shape = encoder_of(what)["config"]
     digest = sha256(path)
     notes = [str(report)]
@@ -160,15 +172,51 @@ def save_weights(module: nn.Module, path: str | Path, card: Card) -> Path:
     return weights
 
 
-def convert(system: str, path: str | Path, out: str | Path, **options: Any) -> Path:
+def convert(
+    system: str,
+    path: str | Path,
+    out: str | Path,
+    *,
+    part: str = "backbone",
+    image_size: int | None = None,
+    in_channels: int | None = None,
+    as_published: bool = False,
+) -> Path:
     """Write an authors' file as safetensors with a card (source, SHA-256, licence, input contract).
 
     Args:
-        system, path, options: as of `load`.
-        out: as of `save_weights`.
+        system, path, part, image_size, in_channels, as_published: as of `load`.
+        out: a folder (weights.safetensors and card.json in it), or a ``.safetensors`` file.
+
+    Returns:
+        The weights file; `load_backbone` and `load_weights` read it.
+
+    Raises:
+        WeightsError: as of `load`.
+
+    >>> import tempfile, torch
+    >>> from timm.models.vision_transformer import VisionTransformer
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> published = VisionTransformer(img_size=32, patch_size=8, embed_dim=64, depth=1, num_heads=1, num_classes=0)
+    >>> torch.save(published.state_dict(), folder / "vit.pth")
+    >>> convert("vit", folder / "vit.pth", folder / "converted").name, load_backbone(folder / "converted").depth
+    ('weights.safetensors', 1)
     """
-    module = load(system, path, **options)
-    return save_weights(module, out, module.card)
+    module = load(system, path, part=part, image_size=image_size, in_channels=in_channels, as_published=as_published)
+    return save_weights(module, out, cast(Card, module.card))
+
+
+def recognise(state: Mapping[str, Tensor]) -> list[str]:
+    """The systems and parts whose key map accounts for every tensor, as "system part"."""
+    fits = []
+    for system, family in FAMILIES.items():
+        for part in family.parts:
+            keys = Keys(state)
+            with suppress(WeightsError):
+                family.network(keys, Request(part))
+                if not keys.left:
+                    fits.append(f"{system} {part}")
+    return fits
 
 
 def encoder_of(what: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -279,7 +327,7 @@ def _from_timm(name: str, image_size: int | None, in_channels: int | None) -> nn
             f"unknown timm model {name!r}", remedy=nearest(name, timm.list_models("vit_*", module="vision_transformer"))
         )
     model = timm.create_model(name, pretrained=False)
-    heads = getattr(model.blocks[0].attn, "num_heads", None) if hasattr(model, "blocks") else None
+    heads = next((m.num_heads for m in model.modules() if isinstance(m, Attention)), None)
     keys = Keys(model.state_dict())
     try:
         what = vit.network(keys, Request("backbone", image_size, in_channels, hints=Hints(heads=heads)))

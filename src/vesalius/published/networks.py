@@ -75,14 +75,16 @@ class MaskedAutoencoder(nn.Module):
         return self.decoder(out.patches, out.cls, restore, out.grid)
 
 
-class Pyramid(nn.Module):
-    """Maps at strides 4, 8, 16 and 32 (plain transformer: of the given blocks), finest first."""
+class _OnMaps(nn.Module):
+    """An encoder and its maps at strides 4, 8, 16 and 32 (plain transformer: of the given blocks), finest first."""
+
+    neck: FeaturePyramid | DownLevel
 
     def __init__(self, encoder: Encoder, *, blocks: tuple[int, ...] = (), maps: int = 4):
         super().__init__()
         self.encoder, self.blocks = encoder, tuple(blocks)
         if isinstance(encoder, ConvViT):
-            self.neck: nn.Module = DownLevel(encoder.config.widths)
+            self.neck = DownLevel(encoder.config.widths)
         else:
             self.neck = FeaturePyramid(encoder.width, maps=maps)
 
@@ -91,12 +93,16 @@ class Pyramid(nn.Module):
         out = self.encoder(image, layers=self.blocks)
         return self.neck([out.layers[b] for b in self.blocks], out.grid) if self.blocks else self.neck(out.maps)
 
+
+class Pyramid(_OnMaps):
+    """What a segmentation head receives: the maps."""
+
     def forward(self, image: Tensor) -> list[Tensor]:
-        """The `maps`."""
+        """``[B, C, H, W]`` -> maps ``[B, D, h, w]``."""
         return self.maps(image)
 
 
-class SegViT(Pyramid):
+class SegViT(_OnMaps):
     """USFM's attention-to-mask segmentation network."""
 
     def __init__(self, encoder: Encoder, *, blocks: tuple[int, ...], classes: int, width: int, heads: int, layers: int):
@@ -108,7 +114,7 @@ class SegViT(Pyramid):
         return self.head(self.maps(image), (image.shape[-2], image.shape[-1]))
 
 
-class UNetPP(Pyramid):
+class UNetPP(_OnMaps):
     """Deblurring MIM's segmentation network: logits at half the image's size."""
 
     def __init__(self, encoder: Encoder, *, blocks: tuple[int, ...], classes: int, widths: tuple[int, ...]):

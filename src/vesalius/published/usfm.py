@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from vesalius.data.contract import InputContract
+from vesalius.errors import WeightsError
 from vesalius.published import vit
 from vesalius.published.keys import Keys, Request, trunk_prefix
 
@@ -64,10 +65,10 @@ def _trunk(keys: Keys, prefix: str, to: str, request: Request) -> dict[str, Any]
 
 def _simmim(keys: Keys, prefix: str, request: Request) -> dict[str, Any]:
     encoder = vit.trunk(keys, prefix, "encoder.", request, pool="mean", final_norm=True, mask_token=True, beit=True)
-    outputs = keys.shape("decoder.0.weight")[0]
+    channels = keys.shape("decoder.0.weight")[0] // encoder["config"]["patch_size"] ** 2
+    restores(request, channels)
     keys.move_all("decoder.0.", "decoder.0.")
-    patch = encoder["config"]["patch_size"]
-    return {"name": "simmim", "config": {"encoder": encoder, "channels": outputs // patch**2}}
+    return {"name": "simmim", "config": {"encoder": encoder, "channels": channels}}
 
 
 def _segvit(keys: Keys, prefix: str, request: Request) -> dict[str, Any]:
@@ -105,6 +106,18 @@ def plain_pyramid(keys: Keys, prefix: str, request: Request, *, blocks: tuple[in
     encoder = vit.trunk(keys, prefix, "encoder.", request, pool="mean", final_norm=False, beit=beit, copy_shared=True)
     blocks = request.hints.blocks or scaled(blocks, encoder["config"]["depth"])
     return {"name": "pyramid", "config": {"encoder": encoder, "blocks": list(blocks)}}
+
+
+def restores(request: Request, channels: int) -> None:
+    """Check that a pre-training decoder is asked for the channels that it restores.
+
+    Raises:
+        WeightsError: it is not.
+    """
+    if request.in_channels not in (None, channels):
+        raise WeightsError(
+            f"its decoder restores {channels} channels, not {request.in_channels}", remedy="load the part backbone"
+        )
 
 
 def drop_heads(keys: Keys, prefix: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ def trunk(
     to: str,
     request: Request,
     *,
-    pool: str,
+    pool: Literal["cls", "mean"],
     final_norm: bool,
     mask_token: bool = False,
     beit: bool = False,
@@ -70,11 +70,13 @@ def trunk(
     depth = keys.count(re.escape(prefix) + r"blocks\.(\d+)\.")
     cls = f"{prefix}cls_token" in keys
     shared, own = f"{prefix}rel_pos_bias.{TABLE}", f"{prefix}blocks.0.attn.{TABLE}"
-    relative = "shared" if shared in keys else "per_block" if own in keys else "none"
+    relative: Literal["none", "shared", "per_block"] = "none"
+    if shared in keys or own in keys:
+        relative = "shared" if shared in keys else "per_block"
     table = {"shared": shared, "per_block": own}.get(relative)
     heads = keys.shape(table)[1] if table else request.hints.heads or max(width // 64, 1)
 
-    positions = "none"
+    positions: Literal["none", "learned", "sincos"] = "none"
     rows = None
     if f"{prefix}pos_embed" in keys:
         positions = "sincos" if fixed_positions else "learned"

@@ -1,0 +1,66 @@
+"""Every kept fixture, recomputed through the ordinary loader, and variations of them that were never stored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vesalius.errors import ConfigError
+from vesalius.evaluation.verify import compute, family, verify
+from vesalius.published.fixture import Fixture
+
+FILES = sorted(Path(__file__).parent.glob("*.json.gz"))
+
+
+def _parameters(path: Path) -> int:
+    return sum(int(np.prod(shape)) for shape, _ in Fixture.read(path).keys.values())
+
+
+def _marked(path: Path):
+    marks = [pytest.mark.large] if _parameters(path) > 10_000_000 else []
+    return pytest.param(path, marks=marks, id=path.name.removesuffix(".json.gz"))
+
+
+@pytest.mark.parametrize("path", [_marked(path) for path in FILES])
+def test_published_outputs_are_reproduced(path, tmp_path):
+    rows = verify([path], save=tmp_path)
+    fixture = Fixture.read(path)
+    assert {row.output for row in rows} == set(fixture.outputs)
+    assert not [row for row in rows if not row.ok]
+    with np.load(tmp_path / f"{fixture.name}.npz") as saved:
+        for name, kept in fixture.outputs.items():
+            assert saved[name].shape == tuple(kept.get("shape", kept["value"].shape))
+
+
+def test_every_family_has_a_kept_fixture():
+    from vesalius.evaluation.parity import FAMILIES
+
+    kept = {next(k for k, v in FAMILIES.items() if v is family(path.name.removesuffix(".json.gz"))) for path in FILES}
+    assert kept == set(FAMILIES)
+
+
+def test_a_wrong_number_fails():
+    path = next(path for path in FILES if path.name.startswith("mae_lr_schedule"))
+    fixture = Fixture.read(path)
+    fixture = replace(fixture, config={**fixture.config, "warmup_epochs": 6})
+    assert fixture.error("lr", compute(fixture)["lr"]) > 1e-3
+
+
+def test_rings_follow_the_fixture():
+    """A first ring with zeros, ones and twos, as the published code makes where CenterProtect exceeds BaseBW."""
+    path = next(path for path in FILES if path.name.startswith("usfm_frequency_mask"))
+    fixture = Fixture.read(path)
+    config = {**fixture.config, "CenterProtect": 9, "image_size": 96, "chosen_rings": [0, 1]}
+    image = np.random.default_rng(0).random((3, 96, 96), dtype=np.float32)
+    outputs = compute(replace(fixture, config=config, inputs={"image": image}))
+    assert set(np.unique(outputs["rings"][0])) == {0, 1, 2}
+    assert outputs["rings"].shape[1:] == (96, 96)
+    assert outputs["filtered"].shape == (3, 96, 96)
+
+
+def test_unknown_family_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'usfm_cls'"):
+        family("usfm_clas_a")
