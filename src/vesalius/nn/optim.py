@@ -19,7 +19,7 @@ from vesalius.nn.encoder import Encoder
 _UNDECAYED = ("pos_embed", "cls_token", "mask_token")
 # The convolutional stages of the hierarchical encoder (blocks1, blocks2) count as its patch embedding.
 _FIRST = re.compile(r"(^|\.)(pos_embed|cls_token|mask_token|patch_embed\d*|blocks[12])(\.|$)")
-_BLOCK = re.compile(r"(?:^|\.)blocks3?\.(\d+)\.")
+_BLOCK = re.compile(r"(?:^|\.)(?:blocks3?|relative)\.(\d+)\.")  # relative: the tables of the blocks
 
 
 def layer_id(name: str, depth: int) -> int:
