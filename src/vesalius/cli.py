@@ -23,14 +23,14 @@ class Verb:
 
     Args:
         does: one line for the overview.
-        function: "module:name" of what runs, its parameters are the options.
+        function: "module:name" of what runs, its parameters are the options; None where the choice itself says so.
         examples: whole commands, as one would type them.
-        choices: "module:dict" of the words that may follow (systems, methods, kinds), passed as the first argument.
+        choices: "module:dict" of the words that may follow (systems, methods, kinds).
         positional: parameters without a flag, in order.
     """
 
     does: str
-    function: str
+    function: str | None
     examples: tuple[str, ...]
     choices: str | None = None
     positional: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class Verb:
 VERBS = {
     "phantom": Verb(
         "make images with truth, as real files",
-        "vesalius.data.phantoms:phantom",
+        None,
         (
             "vesalius phantom ultrasound --n 200 --out phantoms/us",
             "vesalius phantom ultrasound --format dicom --out us",
@@ -162,8 +162,8 @@ def _dispatch(words: list[str]) -> int:
 
 def _run(name: str, verb: Verb, words: list[str]) -> int:
     first: list[str] = []
-    if verb.choices is not None:
-        choices = _find(verb.choices)
+    choices = _find(verb.choices) if verb.choices else {}
+    if verb.choices:
         if not words or words[0] in ("-h", "--help"):
             print(f"usage: vesalius {name} {{{','.join(choices)}}} [options]\n\n{verb.does}\n\n{_examples(verb)}")
             print(f"\nvesalius {name} {next(iter(choices))} --help lists the options.")
@@ -171,20 +171,21 @@ def _run(name: str, verb: Verb, words: list[str]) -> int:
         if words[0] not in choices:
             raise ConfigError(f"{name} knows no {words[0]!r}", remedy=nearest(words[0], choices))
         first, words = [words[0]], words[1:]
+    function = _find(verb.function or choices[first[0]])
+    given = first if verb.function else []
     from vesalius._parser import parse  # jsonargparse: not needed for list, info and the overview
 
-    function = _find(verb.function)
     keywords = parse(
         function,
         prog=" ".join(["vesalius", name, *first]),
         words=words,
-        given=first,
+        given=given,
         positional=verb.positional,
         presets=_presets(name, first),
         epilog=_examples(verb),
     )
     if keywords is not None:
-        result = function(*first, **keywords)
+        result = function(*given, **keywords)
         if isinstance(result, int) and not isinstance(result, bool):
             return result
     return 0

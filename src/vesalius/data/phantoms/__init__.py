@@ -5,5 +5,35 @@ One module per kind of image, each with one function ``(out, *, n, seed, size, .
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from vesalius.errors import ConfigError, nearest
+
 PHANTOMS = {"ultrasound": "vesalius.data.phantoms.ultrasound:ultrasound"}
 """Name -> module and function, imported when it is wanted."""
+
+
+def phantom(kind: str, out: str | Path, **options: Any) -> pl.DataFrame:
+    """Write a collection of phantoms, with truth, as real files.
+
+    Args:
+        kind: which: ultrasound.
+        out: folder to write.
+        options: of that kind's function, such as `n`, `seed` and `size`.
+
+    Raises:
+        ConfigError: an unknown kind.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     phantom("ultrasound", folder, n=3, size=32).height
+    3
+    """
+    if kind not in PHANTOMS:
+        raise ConfigError(f"there are no {kind!r} phantoms", remedy=nearest(kind, PHANTOMS))
+    module, function = PHANTOMS[kind].split(":")
+    return getattr(import_module(module), function)(out, **options)
