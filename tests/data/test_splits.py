@@ -50,7 +50,7 @@ def test_many_strata_of_one_patient_are_shared_out():
 def test_nothing_goes_where_nothing_is_wanted():
     names = [f"p{i}" for i in range(7)]
     assert set(split_by_group(names, ["x"] * 7, [None] * 7, val=0.0, test=0.3)) == {"train", "test"}
-    with pytest.raises(ConfigError, match="val = 0.5 and test = 0.5"):
+    with pytest.raises(ConfigError, match=r"val = 0\.5 and test = 0\.5"):
         split_by_group(names, names, [None] * 7, val=0.5, test=0.5)
 
 

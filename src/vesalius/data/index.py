@@ -64,7 +64,8 @@ def index(
     Args:
         folder: DICOM, NIfTI, PNG, JPEG, TIFF or BMP files, at any depth, or a public dataset as it comes.
         output: the table, ``NAME.parquet``.
-        layout: how the folder is organised, "auto" to find out (see `vesalius.data.layouts.LAYOUTS`).
+        layout: how the folder is organised: msd, list (CSV), hc18, usfm, voc, paired, busi, image-folders, folder; or
+            auto, to find out (see `vesalius.data.layouts`).
         labels: a CSV file with columns such as path, label, patient, split, joined by path or file name.
         organ: what the images show, where neither folders nor lists say.
         group: regular expression that finds the patient in a path relative to `folder` (its first group, if it has

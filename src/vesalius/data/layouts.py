@@ -124,7 +124,14 @@ def _list(folder: Folder) -> list[Entry]:
     path = find_list(folder.root)
     if path is None:
         raise VesaliusError("holds no CSV list, or several", path=folder.root, remedy="call the list index.csv")
-    return read_list(path, folder)
+    entries = read_list(path, folder)
+    listed = {file for entry in entries for file in (entry.path, *entry.masks, entry.target)}
+    others = [str(file) for file in folder.files if folder.root / file not in listed]
+    if others:
+        folder.notes.append(
+            f"{len(others)} image files are not in {path.name}, and left out: {shorten(others)} (for all: layout folder)"
+        )
+    return entries
 
 
 # HC18 -----------------------------------------------------------------------------------------------------------------

@@ -32,4 +32,5 @@ def track(items: Iterable[T], total: int, text: str) -> Iterator[T]:
             if not progress.live.is_started and time.monotonic() - began > PATIENCE:
                 progress.start()
     finally:
-        progress.stop()
+        if progress.live.is_started:
+            progress.stop()
