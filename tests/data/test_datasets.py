@@ -87,6 +87,13 @@ def test_views_treat_picture_pair_and_mask_alike(view):
         assert torch.equal(sample["mask"][sure].bool(), sample["target"][0][sure] > 0.5)
 
 
+def test_a_mask_is_resized_about_the_same_pixel_centres():
+    columns = torch.arange(24, dtype=torch.uint8).expand(24, 24)
+    sample = EvalView(GREY)({"image": columns[None] / 23, "target": columns[None] / 23, "mask": columns})
+    inner = slice(1, -1)  # at the edges the antialiased picture leans inwards
+    assert torch.equal(sample["mask"][0, inner].float(), (sample["target"][0, 0, inner] * 23).round())
+
+
 def test_training_chance_comes_from_the_generator_alone():
     sample = {"image": torch.rand(1, 30, 40, generator=torch.Generator().manual_seed(0)), "row": 3}
     view = TrainView(GREY, rot90=True, crop_scale=(0.3, 0.9))

@@ -129,7 +129,7 @@ def _list(folder: Folder) -> list[Entry]:
     others = [str(file) for file in folder.files if folder.root / file not in listed]
     if others:
         folder.notes.append(
-            f"{len(others)} image files are not in {path.name}, and left out: {shorten(others)} (for all: layout folder)"
+            f"{len(others)} image files are not in {path.name} and left out (layout folder has all): {shorten(others)}"
         )
     return entries
 
