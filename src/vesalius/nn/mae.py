@@ -41,8 +41,8 @@ def normalised_patches(patches: Tensor) -> Tensor:
 class MAEDecoder(nn.Module):
     """From the kept tokens to the pixels of all patches.
 
-    Its parameters are named as in published MAE files (decoder_embed, mask_token, decoder_pos_embed, decoder_blocks, ...),
-    so a checkpoint's decoder loads key by key.
+    Its parameters are named as in published MAE files (decoder_embed, mask_token, decoder_pos_embed, decoder_blocks,
+    ...), so a checkpoint's decoder loads key by key.
 
     Args:
         encoder_width: channels of the encoder's tokens.

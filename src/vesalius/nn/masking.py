@@ -1,7 +1,7 @@
 """What is hidden from a network in pre-training: blocks of pixels, rings of the Fourier spectrum, tokens.
 
-Every draw comes from the generator that is handed in, for a whole batch or for one image (`batch` = 1), so a view built in a
-loader's worker is a pure function of its seed.
+Every draw comes from the generator that is handed in, for a whole batch or for one image (`batch` = 1), so a view
+built in a loader's worker is a pure function of its seed.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -86,8 +87,9 @@ class Rings:
     """USFM's schedule of band-stop rings.
 
     The radii are ``r_1 = base`` and ``r_(k+1) = r_k + min(floor(r_k * increase), max_increase)``, up to half the
-    image side, in bins of a `reference`-pixel image; at other sizes they are scaled in proportion. Ring k stops the bins
-    at ``r_k < distance <= r_(k+1)``; ring 0 stops nothing (it protects the centre), and no ring reaches the corners. The values are not published: the defaults are **[rec]**.
+    image side, in bins of a `reference`-pixel image; at other sizes they are scaled in proportion. Ring k stops the
+    bins at ``r_k < distance <= r_(k+1)``; ring 0 stops nothing (it protects the centre), and no ring reaches the
+    corners. The values are not published: the defaults are **[rec]**.
 
     Args:
         ratio: share of the rings (ring 0 counted) that is drawn for each image.
@@ -154,7 +156,7 @@ def _masks(rings: Rings, size: int) -> Tensor:
     distance = torch.hypot(x[:, None], x[None])
     radii = rings.radii(size)
     masks = []
-    for inner, outer in zip(radii, radii[1:], strict=False):
+    for inner, outer in pairwise(radii):
         stopped = (distance > inner) & (distance <= outer)
         if stopped.any():
             masks.append(1 - stopped.float())
@@ -169,8 +171,8 @@ def band_stopped(image: Tensor, factor: Tensor, *, magnitude: bool = False) -> T
     """``image [B, C, S, S]`` with its spectrum multiplied by ``factor [B, S, S]`` (fft-shifted layout).
 
     Args:
-        magnitude: return magnitudes, as the published code does; they rectify the negative pixels of a normalised image.
-            The real part loses nothing, because the factors are centrally symmetric.
+        magnitude: return magnitudes, as the published code does; they rectify the negative pixels of a normalised
+            image. The real part loses nothing, because the factors are centrally symmetric.
     """
     factor = torch.fft.ifftshift(factor, dim=(-2, -1)).unsqueeze(1)
     filtered = torch.fft.ifft2(torch.fft.fft2(image) * factor)
