@@ -53,6 +53,15 @@ def test_hd95_is_between_surfaces_and_in_millimetres():
     assert metrics.surface_hd95(prediction > 0, truth > 0, spacing=(0.5, 9.0)) == pytest.approx(1.5)
 
 
+def test_volumes_have_anisotropic_spacing():
+    truth = np.zeros((6, 16, 16), np.uint8)
+    truth[1:3, 4:9, 4:9] = 1
+    prediction = truth.copy()
+    prediction[3, 4:9, 4:9] = 1  # one slice of 3 mm too many
+    scores = metrics.segmentation([prediction], [truth], classes=("n",), spacings=[(3, 0.5, 0.5)])
+    assert scores["hd95"] == pytest.approx(3) and scores["dice"] == pytest.approx(4 / 5)
+
+
 def test_published_hd95_is_diluted_by_inner_pixels():
     truth, prediction = square(40, size=20), square(40, size=20)
     prediction[25, 5:25] = 1  # a row too many: 20 of 420 pixels, but 20 of 78 on the surface

@@ -166,6 +166,8 @@ class ATMLoss(nn.Module):
 
         Keys: loss_ce, loss_mask, loss_dice of the last stage; the same with _0, _1, ... of the earlier ones; loss.
         """
+        logits = stages[-1][0]
+        check_mask(mask, (len(logits), *mask.shape[1:]), logits.shape[-1] - 1)
         terms: dict[str, Tensor] = {}
         for number, stage in enumerate(stages):
             suffix = "" if number == len(stages) - 1 else f"_{number}"
@@ -174,9 +176,8 @@ class ATMLoss(nn.Module):
         return terms | {"loss": torch.stack(list(terms.values())).sum()}
 
     def _stage(self, stage: Stage, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits, masks = stage
+        logits, masks = (part.float() for part in stage)  # sums over pixels need more than half precision
         classes = logits.shape[-1] - 1
-        check_mask(mask, (len(logits), *mask.shape[1:]), classes)
         index = torch.arange(classes, device=mask.device)
         truth = (mask.unsqueeze(1) == index.view(1, -1, 1, 1)).flatten(2)
         present = truth.any(-1)

@@ -78,8 +78,8 @@ class Enhancer(nn.Module):
         else:
             raise ConfigError(f"unknown enhancement head {head!r}", remedy="use pixel_shuffle or pyramid")
         if residual:
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
         freeze_unused(encoder, final=head == "pixel_shuffle")
         self.config: dict[str, Any] = {
             "contract": contract.to_dict(),

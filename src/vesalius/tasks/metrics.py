@@ -22,6 +22,9 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from vesalius.data.masks import IGNORE
 from vesalius.errors import VesaliusError
 
+SSIM_REACH = 5
+"""Pixels from the centre to the edge of SSIM's window."""
+
 # --- classification
 
 
@@ -165,10 +168,11 @@ def surface_hd95(
     """
     if not (prediction.any() and truth.any()):
         return float("nan")
-    pair = [torch.from_numpy(np.ascontiguousarray(m))[None, None].float() for m in (prediction, truth)]
+    p, t = (torch.from_numpy(np.ascontiguousarray(m))[None, None].float() for m in (prediction, truth))
+    steps = None if spacing is None else tuple(float(step) for step in spacing)  # MONAI refuses mixed types
     with warnings.catch_warnings():  # MONAI calls its own deprecated argument
         warnings.simplefilter("ignore", FutureWarning)
-        return float(compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing))
+        return float(compute_hausdorff_distance(p, t, include_background=True, percentile=95, spacing=steps))
 
 
 def foreground_scores(prediction: ArrayLike, truth: ArrayLike, *, smooth: float = 1e-5) -> dict[str, float]:
@@ -179,7 +183,7 @@ def foreground_scores(prediction: ArrayLike, truth: ArrayLike, *, smooth: float 
     """
     p, t = _same_shape(prediction, truth)
     p, t = p >= 1, t >= 1
-    tp, fp, fn, tn = (np.count_nonzero(m) for m in (p & t, p & ~t, ~p & t, ~p & ~t))
+    tp, fp, fn, tn = (int(np.count_nonzero(m)) for m in (p & t, p & ~t, ~p & t, ~p & ~t))
 
     def ratio(part: int, whole: int) -> float:
         return (part + smooth) / (whole + smooth)
@@ -208,7 +212,7 @@ def deblurring_scores(probability: ArrayLike, truth: ArrayLike, *, threshold: fl
     """
     p, t = _same_shape(probability, truth)
     p, t = p >= threshold, t >= threshold
-    tp, fp, fn = (np.count_nonzero(m) for m in (p & t, p & ~t, ~p & t))
+    tp, fp, fn = (int(np.count_nonzero(m)) for m in (p & t, p & ~t, ~p & t))
     tp = max(tp, 1)
     points = []
     for mask in (p, t):
@@ -226,7 +230,7 @@ def batch_overlap(probability: ArrayLike, truth: ArrayLike, *, threshold: float 
     """Dice (``fscore``) and IoU over all pixels of a batch at once, as Deblurring MIM watches while training."""
     p, t = _same_shape(probability, truth)
     p, t, eps = p > threshold, t > threshold, 1e-7
-    both, p_sum, t_sum = (np.count_nonzero(m) for m in (p & t, p, t))
+    both, p_sum, t_sum = (int(np.count_nonzero(m)) for m in (p & t, p, t))
     return {
         "fscore": (2 * both + eps) / (p_sum + t_sum + eps),
         "iou": (both + eps) / (p_sum + t_sum - both + eps),
@@ -237,7 +241,7 @@ def batch_overlap(probability: ArrayLike, truth: ArrayLike, *, threshold: float 
 
 
 def enhancement(restored: Sequence[ArrayLike], targets: Sequence[ArrayLike]) -> dict[str, Any]:
-    """PSNR (dB) and SSIM of images in [0, 1], a mean over images.
+    """PSNR (dB) and SSIM (NaN for images of 5 pixels or less) of images in [0, 1], a mean over images.
 
     Args:
         restored, targets: ``[C, H, W]``, one pair an image; sizes may differ between images.
@@ -250,18 +254,17 @@ def enhancement(restored: Sequence[ArrayLike], targets: Sequence[ArrayLike]) -> 
         raise VesaliusError(f"{len(restored)} restored images for {len(targets)} targets")
     rows = []
     for image, target in zip(restored, targets, strict=True):
-        pair = [torch.from_numpy(a.astype(np.float32)).unsqueeze(0) for a in _same_shape(image, target)]
-        rows.append(
-            {
-                "psnr": float(peak_signal_noise_ratio(*pair, data_range=1.0)),
-                "ssim": float(structural_similarity_index_measure(*pair, data_range=1.0)),
-            }
-        )
-    psnr = np.array([row["psnr"] for row in rows])
-    exact = np.isinf(psnr)
+        x, y = (torch.from_numpy(a.astype(np.float32)).unsqueeze(0) for a in _same_shape(image, target))
+        psnr = peak_signal_noise_ratio(x, y, data_range=1.0)
+        row = {"psnr": float(psnr), "ssim": float("nan")}
+        if min(x.shape[-2:]) > SSIM_REACH:
+            row["ssim"] = float(torch.as_tensor(structural_similarity_index_measure(x, y, data_range=1.0)))
+        rows.append(row)
+    decibels = np.array([row["psnr"] for row in rows])
+    exact = np.isinf(decibels)
     return {
         "n": len(rows),
-        "psnr": _mean(np.where(exact, np.nan, psnr)),
+        "psnr": _mean(np.where(exact, np.nan, decibels)),
         "ssim": _mean(np.array([row["ssim"] for row in rows])),
         "exact": int(exact.sum()),
         "per_image": rows,

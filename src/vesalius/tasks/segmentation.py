@@ -112,10 +112,8 @@ class Segmenter(nn.Module):
         if self.decoder == "segvit":
             # the softmax of these is the scores, normalised over classes
             return {"logits": atm_scores(out[-1]).clamp(min=1e-6).log(), "stages": out}
-        if self.decoder == "upernet":
-            # in training only: at inference nobody reads it
-            extra = {"auxiliary": _resize(self.auxiliary(maps[2]), size)} if self.training else {}
-            return {"logits": out} | extra
+        if self.auxiliary is not None and self.training:  # at inference nobody reads it
+            return {"logits": out, "auxiliary": _resize(self.auxiliary(maps[2]), size)}
         return {"logits": torch.cat([torch.zeros_like(out), out], dim=1) if out.shape[1] == 1 else out}
 
     def loss(self, output: Mapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
