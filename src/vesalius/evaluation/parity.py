@@ -179,7 +179,10 @@ def usfm_spatial_mask(fixture: Fixture, file: Path) -> Outputs:
     drawn = block_mask(
         1, (tokens, tokens), block=block, ratio=c["mask_ratio"], generator=torch.Generator().manual_seed(0)
     )
-    masked = mean_padded(_image(fixture).unsqueeze(0), _tensor(fixture, "mask").bool().unsqueeze(0))
+    image = _image(fixture).unsqueeze(0)
+    masked = image  # the published code accepts other colours and does nothing with them
+    if c["mask_color"] == "mean":
+        masked = mean_padded(image, _tensor(fixture, "mask").bool().unsqueeze(0))
     return {
         "masked": masked[0],
         "count_blocks": drawn.sum() // block**2,

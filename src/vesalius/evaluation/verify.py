@@ -14,7 +14,7 @@ import torch
 from rich.table import Table
 
 from vesalius.errors import ConfigError, nearest
-from vesalius.evaluation.parity import FAMILIES, Adapter
+from vesalius.evaluation.parity import FAMILIES
 from vesalius.files import atomic, output_folder
 from vesalius.published.fixture import Fixture
 
@@ -57,6 +57,10 @@ def verify(paths: Iterable[str | Path], *, save: str | Path | None = None) -> li
     Raises:
         ConfigError: a fixture of a family that is not known here.
         WeightsError: a file that is not a fixture, or a checkpoint that does not load.
+
+    >>> rows = verify(["tests/parity/mae_lr_schedule.json.gz"])  # from the root of the source tree
+    >>> rows[0].output, rows[0].ok
+    ('lr', True)
     """
     folder = output_folder(save) if save is not None else None
     rows = []
@@ -70,13 +74,13 @@ def verify(paths: Iterable[str | Path], *, save: str | Path | None = None) -> li
             rows.append(Row(fixture.name, name, error, tolerance, seconds))
         if folder is not None:
             with atomic(folder / f"{fixture.name}.npz") as temporary, temporary.open("wb") as stream:
-                np.savez_compressed(stream, **outputs)
+                np.savez(stream, **outputs)
     return rows
 
 
 def compute(fixture: Fixture) -> dict[str, np.ndarray]:
     """A fixture's outputs as this library computes them, whole."""
-    adapter = family(fixture.name)
+    adapter = FAMILIES[family(fixture.name)]
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         file = Path(folder) / "published.pth"
         if fixture.keys:
@@ -85,12 +89,16 @@ def compute(fixture: Fixture) -> dict[str, np.ndarray]:
         return {name: np.asarray(computed[name]) for name in fixture.outputs}
 
 
-def family(name: str) -> Adapter:
-    """The adapter for a fixture's name: the longest family that it starts with."""
+def family(name: str) -> str:
+    """The family of a fixture: the longest that its name starts with.
+
+    >>> family("deblur_mae_pyramid_b"), family("deblur_mae_b")
+    ('deblur_mae_pyramid', 'deblur_mae')
+    """
     known = [prefix for prefix in FAMILIES if name == prefix or name.startswith(prefix + "_")]
     if not known:
         raise ConfigError(f"no adapter for the fixture {name!r}", remedy=nearest(name, FAMILIES))
-    return FAMILIES[max(known, key=len)]
+    return max(known, key=len)
 
 
 def compare(fixture: Fixture, name: str, actual: np.ndarray) -> tuple[float, float]:
