@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
@@ -36,7 +37,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "grid.color": GRID,
     "grid.linewidth": 0.8,
     "xtick.color": MUTED,
@@ -277,7 +278,7 @@ def _panels(
 
 
 def _legend(
-    figure: Figure, names: Sequence[str], *, colours: Sequence[str] | None = None, styles: Sequence[str] | None = None
+    figure: Figure, names: Sequence[str], *, colours: Sequence[str] | None = None, styles: Sequence[Any] | None = None
 ) -> None:
     """One legend above all panels."""
     lines = [

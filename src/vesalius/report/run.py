@@ -1,0 +1,220 @@
+"""The page of one run, made from nothing but the files in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from vesalius.errors import VesaliusError, WeightsError
+from vesalius.published.card import Card as WeightsCard
+from vesalius.report.figures import learning_curves
+from vesalius.report.html import Block, Card, Cards, Code, Details, Figure, Heading, Page, Table, Text, Value
+from vesalius.training.runs import RunFolder
+
+NAMES = {
+    "accuracy": "Accuracy",
+    "auroc": "AUROC",
+    "balanced_accuracy": "Balanced accuracy",
+    "dice": "Dice",
+    "ece": "Calibration error",
+    "f1": "F1",
+    "foreground_dice": "Foreground Dice",
+    "hd95": "HD95",
+    "iou": "IoU",
+    "loss": "Loss",
+    "lr": "Learning rate",
+    "mae": "Mean absolute error",
+    "n": "Images",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+}
+STAGES = {"train": "training", "val": "validation"}
+MOST_CARDS = 4
+MOST_PANELS = 6
+
+
+def run_report(run: str | Path, *, extra: Sequence[Block] = ()) -> Path:
+    """Write ``report.html`` into a run's folder: scores, learning curves, the weights' card, the configuration.
+
+    A run that is not finished, or not evaluated, gets a page of what there is so far.
+
+    Args:
+        run: the folder, with at least ``config.yaml``.
+        extra: blocks to show after the scores (pictures, which the folder does not hold).
+
+    Returns:
+        The page's path.
+
+    Raises:
+        VesaliusError: the folder holds no run, a file in it is damaged, or it cannot be written.
+    """
+    folder = RunFolder(Path(run))
+    config = folder.read_config()
+    curve = _read_curve(folder.metrics)
+    results = _read_json(folder.results)
+    environment = _read_json(folder.environment)
+    card = _read_card(folder)
+
+    scores = results.get("metrics", results)
+    blocks: list[Block] = [Heading("Summary"), Cards([*_score_cards(scores), *_run_cards(config, curve)])]
+    if card is None:
+        blocks.append(Text("**This run is not finished**: it has left no weights yet. `--resume` continues it."))
+    blocks += _score_blocks(scores)
+    blocks += extra
+    blocks += _curve_blocks(curve)
+    if card is not None:
+        blocks += [Heading("Weights"), Text(_card_text(card))]
+    blocks.append(Heading("How it was made"))
+    blocks.append(Details("Configuration", [Code(folder.config.read_text(encoding="utf-8").rstrip())]))
+    for name, values in (("Provenance of the scores", _provenance(results)), ("Environment", environment)):
+        if values:
+            blocks.append(Details(name, [Table(["", "value"], [[key, text] for key, text in _flat(values)])]))
+    page = Page(
+        title=folder.path.resolve().name,
+        subtitle=_subtitle(config, card),
+        sections=blocks,
+        footer=f"Written by Vesalius from the files beside this page · code {environment.get('code', 'unknown')}",
+    )
+    return page.save(folder.path / "report.html")
+
+
+def _subtitle(config: Mapping[str, Any], card: WeightsCard | None) -> str:
+    if card is not None:
+        return f"{card.system}, {card.part}: {card.architecture.get('name', 'network')} at {card.contract.size} px"
+    return ", ".join(str(config[key]) for key in ("system", "task", "preset") if config.get(key))
+
+
+def _read_curve(path: Path) -> pl.DataFrame:
+    """metrics.csv as numbers, a row that was cut off being passed over; no rows where it is not there."""
+    if not path.is_file() or not path.stat().st_size:
+        return pl.DataFrame({"step": []}, schema={"step": pl.Float64})
+    try:
+        table = pl.read_csv(path, infer_schema=False, truncate_ragged_lines=True)
+        return table.select(pl.all().cast(pl.Float64, strict=False)).filter(pl.col("step").is_not_null())
+    except pl.exceptions.PolarsError as error:
+        raise VesaliusError(f"is not a training curve ({error})", path=path, remedy="restore or delete it") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise VesaliusError(f"is not valid JSON ({error})", path=path, remedy="evaluate again") from error
+
+
+def _read_card(folder: RunFolder) -> WeightsCard | None:
+    try:
+        return WeightsCard.load(folder.path / "card.json")
+    except WeightsError:
+        if folder.weights.exists():
+            raise
+        return None
+
+
+def _card_text(card: WeightsCard) -> str:
+    return card.markdown().partition("\n\n")[2]
+
+
+def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
+    """The scores that are single numbers, counts aside."""
+    return {
+        key: float(value)
+        for key, value in scores.items()
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and key not in ("n", "seed")
+        and isfinite(value)
+    }
+
+
+def _score_cards(scores: Mapping[str, Any]) -> list[Card]:
+    n = scores.get("n")
+    note = f"{n} images" if n else ""
+    numbers = list(_numbers(scores).items())[: MOST_CARDS - 1]
+    return [Card(_name(key), f"{value:.3f}", _unit(key, scores) or note) for key, value in numbers]
+
+
+def _run_cards(config: Mapping[str, Any], curve: pl.DataFrame) -> list[Card]:
+    train = config.get("train", {})
+    step = int(curve["step"].max() or 0) if len(curve) else 0  # type: ignore[arg-type]
+    cards = [Card("Steps", f"{step:,}".replace(",", "\u2009"), f"of {train['steps']}" if "steps" in train else "")]
+    images = step * train.get("batch_size", 0) * train.get("accumulate", 1) * train.get("devices", 1)
+    if images:
+        cards.append(Card("Images seen", f"{images:,}".replace(",", "\u2009"), "with repeats"))
+    for column in ("val/loss", "train/loss"):
+        if column in curve.columns and (values := curve[column].drop_nulls()).len():
+            stage = STAGES[column.partition("/")[0]]
+            cards.append(Card(f"Last {stage} loss", f"{values[-1]:.4g}", f"first {values[0]:.4g}"))
+            break
+    return cards
+
+
+def _score_blocks(scores: Mapping[str, Any]) -> list[Block]:
+    """Tables of all scores, of each class's, and of confusions."""
+    blocks: list[Block] = []
+    numbers = _numbers(scores)
+    if numbers:
+        names = [_name(key) + (f" ({unit})" if (unit := _unit(key, scores)) else "") for key in numbers]
+        blocks += [Heading("Scores"), Table(["score", "value"], list(zip(names, numbers.values(), strict=True)))]
+    per_class = scores.get("per_class")
+    if isinstance(per_class, Mapping) and per_class:
+        columns = list(dict.fromkeys(key for values in per_class.values() for key in values))
+        rows: list[list[Value]] = [[name, *(values.get(key) for key in columns)] for name, values in per_class.items()]
+        caption = "Every class by itself, with the number of images that hold it. A dash: not defined."
+        blocks.append(Table(["class", *map(_name, columns)], rows, caption))
+        if confusion := scores.get("confusion"):
+            caption = "**Confusions**: rows are the truth, columns what was predicted."
+            counts = [[name, *row] for name, row in zip(per_class, confusion, strict=True)]
+            blocks.append(Table(["", *per_class], counts, caption))
+    return blocks
+
+
+def _curve_blocks(curve: pl.DataFrame) -> list[Block]:
+    """Learning curves, training and validation of one quantity in one panel."""
+    histories: dict[str, dict[str, np.ndarray]] = {}
+    for column in curve.columns:
+        stage, _, metric = column.rpartition("/")
+        if column != "step" and curve[column].is_finite().any():
+            history = histories.setdefault(STAGES.get(stage, stage or "training"), {})
+            history[metric] = curve[column].to_numpy()
+    for history in histories.values():
+        history["step"] = curve["step"].to_numpy()
+    metrics = list(dict.fromkeys(name for history in histories.values() for name in history if name != "step"))
+    metrics.sort(key=lambda name: (name != "loss", name == "lr"))
+    if not metrics:
+        return []
+    shown = metrics[:MOST_PANELS]
+    figure = learning_curves(histories, shown, titles={name: _name(name) for name in shown})
+    caption = "Faint: every logged step; strong: a running mean."
+    alt = f"Learning curves of {', '.join(map(_name, shown))}."
+    return [Heading("Learning"), Figure(figure, caption, alt, wide=len(shown) > 1)]
+
+
+def _provenance(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What the results file says beside scores and configuration."""
+    return {key: value for key, value in results.items() if key not in ("metrics", "config", "per_class", "confusion")}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(key, text) of every value, inner keys joined by dots."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif not (isinstance(value, list) and len(value) > 20):  # not one line per image
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _name(key: str) -> str:
+    return NAMES.get(key, key.replace("_", " ").capitalize())
+
+
+def _unit(key: str, scores: Mapping[str, Any]) -> str:
+    return str(scores.get(f"{key}_unit", ""))
