@@ -1,0 +1,272 @@
+"""The verbs that use what was trained: `evaluate` and `predict`, as functions and on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from rich.console import Console
+from torch import nn
+
+from vesalius.adapt.labels import class_names, few_labels, labelled
+from vesalius.adapt.networks import load_task
+from vesalius.data.contract import InputContract
+from vesalius.data.datasets import ImageDataset
+from vesalius.data.progress import track
+from vesalius.data.table import load_table, select
+from vesalius.errors import ConfigError, UnreadableImage, VesaliusError
+from vesalius.evaluation.metrics import classification
+from vesalius.evaluation.prediction import Writer, find_inputs, predict_file
+from vesalius.evaluation.protocols import features, knn, linear_probe
+from vesalius.evaluation.results import Result
+from vesalius.evaluation.scoring import intervals, score_classes, score_task
+from vesalius.files import atomic, output_folder, sha256
+from vesalius.published.card import Card
+from vesalius.tasks import TASKS
+from vesalius.tasks.trunk import check_formats
+from vesalius.training.backbones import open_backbone
+from vesalius.training.provenance import data_hash, patient_keys, read_seen, split_hash
+from vesalius.training.runs import RunFolder, code_version
+
+Paths = str | Path | Sequence[str | Path]
+Protocol = Literal["auto", "task", "linear_probe", "knn"]
+
+
+def evaluate(
+    run: str | Path,
+    data: Paths | None = None,
+    *,
+    split: Literal["train", "val", "test"] = "test",
+    protocol: Protocol = "auto",
+    classes: Sequence[str] = (),
+    fraction: float = 1.0,
+    shots: int | None = None,
+    out: str | Path | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> Result:
+    """Score a run on patients that it has not seen, with 95 % intervals over patients.
+
+    An adapted run is scored at the images' own sizes. A backbone is scored by a classifier on its frozen features,
+    trained on the table's training images. Writes results.json and cases.csv (one row an image).
+
+    Args:
+        run: a run folder; for linear_probe and knn any backbone as of `adapt`.
+        data: one or several tables (.parquet); by default those of the run.
+        split: which part to score.
+        protocol: task (an adapted run), linear_probe or knn (a backbone); auto takes task where there is one.
+        classes: of a backbone's protocol; by default all labels of the table.
+        fraction: of the training patients whose labels a backbone's protocol uses.
+        shots: labelled images per class that a backbone's protocol uses, in place of a fraction.
+        out: folder of the results; by default the run's.
+        draws: bootstrap samples.
+        seed: of the bootstrap and the choice of labels.
+        batch_size: images at a time.
+
+    Raises:
+        VesaliusError: the split is empty or holds patients that the run was trained or chosen on; nothing to score.
+    """
+    folder = RunFolder(Path(run))
+    config = folder.read_config() if folder.config.is_file() else {}
+    if data is None:
+        data = config.get("data")
+        if data is None:
+            raise VesaliusError("no table is known for this", path=run, remedy="give one with --data")
+    if out is None and not folder.path.is_dir():
+        raise VesaliusError("is not a folder that results can be written to", path=run, remedy="give one with --out")
+    target = output_folder(out if out is not None else folder.path)
+    table = load_table(data)
+    task, card = _task_of(folder, protocol)
+    name = card.part if task is not None else "classification"
+    rows = select(table, split=split, task=name)
+    if rows.is_empty():
+        raise VesaliusError(
+            f"the table has no {split} images for {name}", remedy="choose another --split, or index again"
+        )
+    leakage = _check_leakage(folder, rows, split)
+    kind: str = protocol
+    if task is not None:
+        kind = "task"
+        images = labelled(rows, card.contract, task=name, classes=_same_classes(table, name, card))
+        names = tuple(card.classes)
+        metrics, cases = score_task(task, images, batch_size=batch_size)
+    else:
+        names = class_names(table, name, classes)
+        metrics, cases = _probe(run, table, rows, kind, names, split, fraction, shots, seed, batch_size)
+    keys = patient_keys(rows)
+    result = Result(
+        run=str(run),
+        protocol=kind,
+        task=name,
+        split=split,
+        images=len(rows),
+        patients=len(set(keys)),
+        metrics=metrics,
+        intervals=intervals(name, cases, names, groups=keys, draws=draws, seed=seed),
+        config=config,
+        data_hash=data_hash(rows),
+        split_hash=split_hash(table),
+        seed=seed,
+        code=code_version(),
+        settings={"fraction": fraction, "shots": shots, "classes": list(names), "draws": draws},
+        leakage=leakage,
+    )
+    suffix = "" if kind == "task" else f"_{kind}"
+    with atomic(target / f"cases{suffix}.csv") as temporary:
+        pl.DataFrame({"path": rows["path"], "frame": rows["frame"], **cases}, strict=False).write_csv(temporary)
+    result.save(target / f"results{suffix}.json")
+    result.show()
+    return result
+
+
+def predict(
+    run: str | Path,
+    inputs: Paths,
+    *,
+    out: str | Path,
+    formats: Sequence[str] | None = None,
+    overlays: bool = True,
+    batch_size: int = 16,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write masks, class scores or restored images for files and folders of images.
+
+    Masks lie on their image: its size, its affine, its study. scores.csv has one row a frame; files that cannot be
+    read are listed in failed.csv and the rest goes on. What is done already is not done again.
+
+    Args:
+        run: an adapted run's folder, or a weights file with its card.
+        inputs: images, or folders of them.
+        out: folder of the outputs.
+        formats: png, nifti, dicom-seg (segmentation), png, nifti (enhancement); by default that of each input.
+        overlays: draw masks over the images, too.
+        batch_size: images at a time.
+        overwrite: do again what is done, and replace other predictions.
+
+    Returns:
+        predicted, skipped, failed: how many inputs.
+
+    Raises:
+        VesaliusError: no inputs, unknown formats, an output folder of other predictions, or every input failed.
+    """
+    task, card = load_task(run)
+    task.to(_device())
+    if formats is not None:
+        formats = tuple(part for name in formats for part in name.split(",") if part)
+        check_formats(formats, [name for name in task.FORMATS if name not in ("overlay", "csv")])  # type: ignore[union-attr]
+    sources = find_inputs(inputs)
+    folder = output_folder(out)
+    weights = Path(run) if Path(run).suffix == ".safetensors" else RunFolder(Path(run)).weights
+    made_by = {"weights_sha256": sha256(weights), "formats": formats and list(formats), "overlays": overlays}
+    writer = Writer(folder, made_by, overwrite=overwrite)
+    done = writer.done
+    todo = [source for source in sources if str(source.path) not in done]
+    for source in track(todo, len(todo), "predicting"):
+        try:
+            rows = predict_file(
+                task, card.contract, source, folder, formats=formats, overlays=overlays, batch_size=batch_size
+            )
+        except VesaliusError as error:
+            if isinstance(error.__cause__, OSError) and not isinstance(error, UnreadableImage):
+                raise  # the disk is full, not the image bad
+            writer.fail(source.path, str(error))
+        else:
+            writer.add(rows)
+    failed = writer.close()
+    if failed and failed == len(sources):
+        raise VesaliusError(
+            f"none of the {failed} inputs could be predicted", path=writer.failed, remedy="see the reasons"
+        )
+    counts = {"predicted": len(todo) - failed, "skipped": len(sources) - len(todo), "failed": failed}
+    listed = f"; see {writer.failed}" if failed else ""
+    Console(soft_wrap=True).print(
+        f"{folder}: {counts['predicted']} predicted, {counts['skipped']} there already, {failed} failed{listed}",
+        highlight=False,
+    )
+    return counts
+
+
+def _task_of(folder: RunFolder, protocol: str) -> tuple[nn.Module | None, Card]:
+    """The adapted network to score, or None for a protocol on features; and the card, where there is one."""
+    part = Card.load(folder.path / "card.json").part if folder.weights.is_file() else None
+    if protocol in ("linear_probe", "knn"):
+        return None, Card("", "backbone", {}, InputContract())
+    if part in TASKS:
+        task, card = load_task(folder.path)
+        return task.to(_device()), card
+    if protocol == "auto" and part is not None:
+        raise ConfigError(f"{folder.path} is a {part}", remedy="score its features: --protocol linear_probe or knn")
+    raise VesaliusError("holds no finished run", path=folder.path, remedy="finish it with --resume")
+
+
+def _probe(
+    run: str | Path,
+    table: pl.DataFrame,
+    rows: pl.DataFrame,
+    kind: str,
+    names: tuple[str, ...],
+    split: str,
+    fraction: float,
+    shots: int | None,
+    seed: int,
+    batch_size: int,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Score frozen features by a classifier on those of the training images."""
+    torch.manual_seed(seed)  # of a random backbone
+    encoder, card = open_backbone(str(run))
+    encoder.to(_device()).freeze()
+
+    def read(part: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        images: ImageDataset = labelled(part, card.contract, task="classification", classes=names)
+        labels = [next(i for i, name in enumerate(names) if name in row) for row in part["labels"].to_list()]
+        return features(encoder, images, batch_size=batch_size), np.array(labels)
+
+    train_rows = select(table, split="train", task="classification")
+    if train_rows.is_empty():
+        raise VesaliusError("the table has no labelled training images", remedy="index them with a training split")
+    train, labels = read(few_labels(train_rows, fraction=fraction, shots=shots, seed=seed))
+    test, truth = read(rows)
+    if kind == "knn":
+        probabilities = knn(train, labels, test, classes=len(names))
+    else:
+        val_rows = select(table, split="val", task="classification")
+        val = None if val_rows.is_empty() or split == "val" else read(val_rows)
+        probabilities = linear_probe(train, labels, test, classes=len(names), val=val, seed=seed)
+    return score_classes(lambda p, y: classification(p, y, classes=names), probabilities, truth, names)
+
+
+def _check_leakage(folder: RunFolder, rows: pl.DataFrame, split: str) -> dict[str, int]:
+    """How many of the rows' patients were seen before.
+
+    Raises:
+        VesaliusError: the run was trained on some (or chosen by some, of a test).
+    """
+    seen, keys = read_seen(folder), set(patient_keys(rows))
+    learned = seen["train"] | (seen["val"] if split == "test" else set())
+    if split != "train" and keys & learned:
+        raise VesaliusError(
+            f"{len(keys & learned)} of the {len(keys)} {split} patients are among those that the run learned from",
+            path=folder.path,
+            remedy="score other patients, or train again with this split",
+        )
+    return {"run": len(keys & learned), "backbone": len(keys & seen["backbone"])}
+
+
+def _same_classes(table: pl.DataFrame, task: str, card: Card) -> tuple[str, ...]:
+    """The run's classes, if the table knows any of them."""
+    known = class_names(table, task)
+    if card.classes and not set(card.classes) & set(known):
+        raise ConfigError(
+            f"the run tells {', '.join(card.classes)}, the table has {', '.join(known)}",
+            remedy="index the masks or labels under the run's names",
+        )
+    return card.classes
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
