@@ -107,6 +107,22 @@ def test_vit_equals_timm(tmp_path, image):
         torch.testing.assert_close(network(image), published(image))
 
 
+@pytest.mark.parametrize("has_norm", [True, False])
+def test_the_encoder_as_pretraining_left_it(tmp_path, image, has_norm):
+    published = _beit(use_shared_rel_pos_bias=True)
+    state = published.state_dict()
+    if not has_norm:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("norm.")}
+        torch.nn.init.ones_(published.norm.weight)
+        torch.nn.init.zeros_(published.norm.bias)
+    torch.save(state, tmp_path / "usfm.pth")
+    encoder = load_backbone(f"usfm:{tmp_path / 'usfm.pth'}", part="encoder")
+    assert (encoder.config.relative, encoder.config.final_norm) == ("shared", True)
+    assert sorted(encoder.report.missing) == ([] if has_norm else ["norm.bias", "norm.weight"])
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(image).patches, published.forward_features(image)[:, 1:])
+
+
 def test_a_file_of_another_system_is_named(tmp_path):
     torch.save(_beit(use_rel_pos_bias=True, num_classes=4, global_pool="avg").state_dict(), tmp_path / "cls.pth")
     with pytest.raises(WeightsError, match="are used by nothing") as caught:

@@ -24,7 +24,7 @@ CITATION = (
 MAE_CITATION = (
     "He et al., Masked autoencoders are scalable vision learners, CVPR 2022; Gao et al., ConvMAE, NeurIPS 2022"
 )
-PARTS = ("backbone", "pretrain", "classification", "pyramid", "segmentation")
+PARTS = ("backbone", "encoder", "pretrain", "classification", "pyramid", "segmentation")
 PYRAMID_BLOCKS = (3, 5, 7, 11)
 DECODER = ("mask_token", "decoder_embed.", "decoder_pos_embed", "decoder_blocks.", "decoder_norm.", "decoder_pred.")
 FUSION = r"stage[12]_output_decode\..*"
@@ -67,12 +67,16 @@ def network(keys: Keys, request: Request) -> dict[str, Any]:
             pyramid = _pyramid(keys, prefix, request, hierarchical)
             return {"name": "unetpp", "config": {**pyramid["config"], "classes": classes, "widths": widths}}
         case _:
+            whole = request.part == "encoder"
             keys.drop(re.escape(prefix) + "mask_token", "mask token: belongs to the decoder")
-            keys.drop(re.escape(prefix) + FUSION, "stage fusion: used in pre-training only")
             usfm.drop_heads(keys, prefix)
             if hierarchical:
-                return conv_trunk(keys, prefix, "", request)
-            return vit.trunk(keys, prefix, "", request, pool="mean", final_norm=False)
+                if not whole:
+                    keys.drop(re.escape(prefix) + FUSION, "stage fusion: used in pre-training only")
+                return conv_trunk(keys, prefix, "", request, fusion=whole)
+            if whole:
+                usfm.start_norm(keys, prefix, "")
+            return vit.trunk(keys, prefix, "", request, pool="mean", final_norm=whole, fixed_positions=whole)
 
 
 def _pretrain(keys: Keys, prefix: str, request: Request, hierarchical: bool) -> dict[str, Any]:

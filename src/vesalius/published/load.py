@@ -64,7 +64,8 @@ def load(
     Args:
         system: whose file it is: usfm, deblurring, mae (vanilla MAE and ConvMAE) or vit (timm's).
         path: a torch or safetensors file.
-        part: backbone (an `Encoder`), pretrain (with the decoder), classification, pyramid or segmentation.
+        part: backbone (an `Encoder` as downstream networks use it), encoder (as pre-training left it: final norm,
+            shared table, stage fusion), pretrain (with the decoder), classification, pyramid or segmentation.
         image_size: pixels of the side; position tables are interpolated from the file's.
         in_channels: 1 to sum the RGB filters, which on a grey image equals repeating it.
         as_published: resize relative tables with the published code's transposition.
@@ -119,12 +120,15 @@ def load(
     return _finish(module, card, report)
 
 
-def load_backbone(spec: str | Path, *, image_size: int | None = None, in_channels: int | None = None) -> Encoder:
+def load_backbone(
+    spec: str | Path, *, part: str = "backbone", image_size: int | None = None, in_channels: int | None = None
+) -> Encoder:
     """An encoder from wherever it is.
 
     Args:
         spec: a run folder or a ``.safetensors`` file with its card; ``system:file`` for an authors' file; or a timm
             name (``timm:vit_small_patch16_224``), whose weights are random: nothing is fetched from the network.
+        part: of an authors' file: "backbone", or "encoder" to continue pre-training.
         image_size, in_channels: as of `load`; None for the file's own.
 
     Raises:
@@ -133,7 +137,7 @@ def load_backbone(spec: str | Path, *, image_size: int | None = None, in_channel
     text = str(spec)
     system, _, file = text.partition(":")
     if file and system in FAMILIES:
-        module = load(system, file, image_size=image_size, in_channels=in_channels)
+        module = load(system, file, part=part, image_size=image_size, in_channels=in_channels)
     elif (file and system == "timm") or timm.is_model(text):
         module = _from_timm(file or text, image_size, in_channels)
     elif Path(text).exists():

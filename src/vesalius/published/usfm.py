@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
+
 from vesalius.data.contract import InputContract
 from vesalius.errors import WeightsError
 from vesalius.published import vit
@@ -19,7 +21,7 @@ CITATION = (
     "Jiao et al., USFM: a universal ultrasound foundation model generalized to tasks and organs towards label "
     "efficient image analysis, Medical Image Analysis 96:103202, 2024, doi:10.1016/j.media.2024.103202"
 )
-PARTS = ("backbone", "pretrain", "classification", "pyramid", "segmentation")
+PARTS = ("backbone", "encoder", "pretrain", "classification", "pyramid", "segmentation")
 RELEASED_SHA256 = "d5fdab3edd140e4ca61471bb4087f91cd7ff2ce270db71b9cab30feda881bd17"  # of USFM_latest.pth
 UPERNET_BLOCKS = (3, 5, 7, 11)
 SEGVIT_BLOCKS = (5, 7, 11)
@@ -43,6 +45,11 @@ def network(keys: Keys, request: Request) -> dict[str, Any]:
     """Move the keys for one of `PARTS`, and return the architecture."""
     prefix = trunk_prefix(keys.left)
     match request.part:
+        case "encoder":
+            drop_heads(keys, prefix)
+            start_norm(keys, prefix, "")
+            token = f"{prefix}mask_token" in keys
+            return vit.trunk(keys, prefix, "", request, pool="mean", final_norm=True, mask_token=token, beit=True)
         case "pretrain":
             return _simmim(keys, prefix, request)
         case "classification":
@@ -118,6 +125,13 @@ def restores(request: Request, channels: int) -> None:
         raise WeightsError(
             f"its decoder restores {channels} channels, not {request.in_channels}", remedy="load the part backbone"
         )
+
+
+def start_norm(keys: Keys, prefix: str, to: str) -> None:
+    """A final norm as it starts, where a file was published without."""
+    if f"{prefix}norm.weight" not in keys:
+        width = keys.shape(f"{prefix}blocks.0.norm1.weight")[0]
+        keys.start |= {f"{to}norm.weight": torch.ones(width), f"{to}norm.bias": torch.zeros(width)}
 
 
 def drop_heads(keys: Keys, prefix: str) -> None:

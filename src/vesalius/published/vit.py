@@ -22,7 +22,7 @@ from vesalius.published.keys import Keys, Request, trunk_prefix
 
 LICENCE = "Apache-2.0 (timm)"
 CITATION = "Dosovitskiy et al., An image is worth 16x16 words, ICLR 2021"
-PARTS = ("backbone", "classification")
+PARTS = ("backbone", "encoder", "classification")
 INDEX = r".*relative_position_index"
 TABLE = "relative_position_bias_table"
 BLOCK_PARTS = ("norm1.", "norm2.", "attn.proj.", "mlp.fc1.", "mlp.fc2.")
