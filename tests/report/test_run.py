@@ -9,20 +9,32 @@ import yaml
 
 from vesalius.data.contract import InputContract
 from vesalius.errors import VesaliusError
+from vesalius.evaluation.results import Result
 from vesalius.published.card import Card
 from vesalius.report.run import run_report
 
-RESULTS = {
-    "metrics": {
+RESULT = Result(
+    run="runs/usfm_cls",
+    protocol="task",
+    task="classification",
+    split="test",
+    images=40,
+    patients=17,
+    metrics={
         "n": 40,
         "accuracy": 0.8131,
         "balanced_accuracy": float("nan"),
         "confusion": [[20, 3], [4, 13]],
         "per_class": {"benign": {"n": 23, "f1": 0.851}, "<malignant>": {"n": 17, "f1": float("nan")}},
     },
-    "data_hash": "5fa1c0",
-    "seed": 3,
-}
+    intervals={"accuracy": {"value": 0.8131, "low": 0.7014, "high": 0.9021, "draws": 1000}},
+    config={},
+    data_hash="5fa1c0",
+    split_hash="77aa",
+    seed=3,
+    code="abc123",
+    leakage={"backbone": 11},
+)
 
 
 def _folder(tmp_path, *, finished: bool):
@@ -33,7 +45,7 @@ def _folder(tmp_path, *, finished: bool):
     lines = ["step,train/loss,lr,val/loss", "10,2.5,0.001,", "10,,,2.25", "20,1.5,0.001,", "20,,,1.75", "30,1."]
     (folder / "metrics.csv").write_text("\n".join(lines))
     if finished:
-        (folder / "results.json").write_text(json.dumps(RESULTS))
+        RESULT.save(folder / "results.json")
         (folder / "environment.json").write_text(json.dumps({"packages": {"torch": "2.14"}, "code": "abc123"}))
         (folder / "weights.safetensors").touch()
         Card("usfm", "classification", {"name": "vit"}, InputContract(size=96), citation="Jiao 2024").save(
@@ -48,6 +60,9 @@ def test_finished_run(tmp_path):
         "usfm, classification: vit at 96 px",
         "0.813",
         "0.851",
+        "0.701 to 0.902",
+        "40 images of 17 patients",
+        "on 11 of these patients",
         "Jiao 2024",
         "5fa1c0",
         "packages.torch",
@@ -72,5 +87,5 @@ def test_errors_name_the_file(tmp_path):
         run_report(tmp_path)
     folder = _folder(tmp_path, finished=True)
     (folder / "results.json").write_text("{")
-    with pytest.raises(VesaliusError, match=r"results\.json: is not valid JSON"):
+    with pytest.raises(VesaliusError, match=r"results\.json: not a result file"):
         run_report(folder)

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from vesalius.errors import VesaliusError, WeightsError
+from vesalius.evaluation.results import Result
 from vesalius.published.card import Card as WeightsCard
 from vesalius.report.figures import learning_curves
 from vesalius.report.html import Block, Card, Cards, Code, Details, Figure, Heading, Page, Table, Text, Value
@@ -57,22 +58,23 @@ def run_report(run: str | Path, *, extra: Sequence[Block] = ()) -> Path:
     folder = RunFolder(Path(run))
     config = folder.read_config()
     curve = _read_curve(folder.metrics)
-    results = _read_json(folder.results)
+    result = Result.load(folder.results) if folder.results.exists() else None
     environment = _read_json(folder.environment)
     card = _read_card(folder)
 
-    scores = results.get("metrics", results)
-    blocks: list[Block] = [Heading("Summary"), Cards([*_score_cards(scores), *_run_cards(config, curve)])]
+    score_cards = [] if result is None else _score_cards(result)
+    blocks: list[Block] = [Heading("Summary"), Cards([*score_cards, *_run_cards(config, curve)])]
     if card is None:
         blocks.append(Text("**This run is not finished**: it has left no weights yet. `--resume` continues it."))
-    blocks += _score_blocks(scores)
+    if result is not None:
+        blocks += _score_blocks(result)
     blocks += extra
     blocks += _curve_blocks(curve)
     if card is not None:
         blocks += [Heading("Weights"), Text(_card_text(card))]
     blocks.append(Heading("How it was made"))
     blocks.append(Details("Configuration", [Code(folder.config.read_text(encoding="utf-8").rstrip())]))
-    for name, values in (("Provenance of the scores", _provenance(results)), ("Environment", environment)):
+    for name, values in (("Provenance of the scores", _provenance(result)), ("Environment", environment)):
         if values:
             blocks.append(Details(name, [Table(["", "value"], [[key, text] for key, text in _flat(values)])]))
     page = Page(
@@ -107,7 +109,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
-        raise VesaliusError(f"is not valid JSON ({error})", path=path, remedy="evaluate again") from error
+        raise VesaliusError(f"is not valid JSON ({error})", path=path, remedy="restore or delete it") from error
 
 
 def _read_card(folder: RunFolder) -> WeightsCard | None:
@@ -123,23 +125,18 @@ def _card_text(card: WeightsCard) -> str:
     return card.markdown().partition("\n\n")[2]
 
 
-def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
-    """The scores that are single numbers, counts aside."""
-    return {
-        key: float(value)
-        for key, value in scores.items()
-        if isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and key not in ("n", "seed")
-        and isfinite(value)
-    }
+def _numbers(result: Result) -> dict[str, float]:
+    """The scores that are single defined numbers, counts aside."""
+    return {key: value for key, value in result.metrics.items() if isinstance(value, float) and isfinite(value)}
 
 
-def _score_cards(scores: Mapping[str, Any]) -> list[Card]:
-    n = scores.get("n")
-    note = f"{n} images" if n else ""
-    numbers = list(_numbers(scores).items())[: MOST_CARDS - 1]
-    return [Card(_name(key), f"{value:.3f}", _unit(key, scores) or note) for key, value in numbers]
+def _score_cards(result: Result) -> list[Card]:
+    cards = []
+    for key, value in list(_numbers(result).items())[: MOST_CARDS - 1]:
+        interval = result.intervals.get(key)
+        note = f"95 % interval {_range(interval)}" if interval else f"{result.images} images"
+        cards.append(Card(_name(key), f"{value:.3f}", note))
+    return cards
 
 
 def _run_cards(config: Mapping[str, Any], curve: pl.DataFrame) -> list[Card]:
@@ -157,22 +154,27 @@ def _run_cards(config: Mapping[str, Any], curve: pl.DataFrame) -> list[Card]:
     return cards
 
 
-def _score_blocks(scores: Mapping[str, Any]) -> list[Block]:
+def _score_blocks(result: Result) -> list[Block]:
     """Tables of all scores, of each class's, and of confusions."""
-    blocks: list[Block] = []
-    numbers = _numbers(scores)
-    if numbers:
-        names = [_name(key) + (f" ({unit})" if (unit := _unit(key, scores)) else "") for key in numbers]
-        blocks += [Heading("Scores"), Table(["score", "value"], list(zip(names, numbers.values(), strict=True)))]
-    per_class = scores.get("per_class")
-    if isinstance(per_class, Mapping) and per_class:
+    rows: list[list[Value]] = []
+    for key, value in _numbers(result).items():
+        unit, interval = result.metrics.get(f"{key}_unit"), result.intervals.get(key)
+        rows.append([f"{_name(key)} ({unit})" if unit else _name(key), value, _range(interval) if interval else None])
+    caption = (
+        f"**{result.images} images of {result.patients} patients**, split {result.split}, {_name(result.protocol)}."
+    )
+    if seen := result.leakage.get("backbone"):
+        caption += f" The backbone was pre-trained, without labels, on {seen} of these patients."
+    blocks: list[Block] = [Heading("Scores"), Table(["score", "value", "95 % interval"], rows, caption)]
+    per_class = result.metrics.get("per_class")
+    if per_class:
         columns = list(dict.fromkeys(key for values in per_class.values() for key in values))
-        rows: list[list[Value]] = [[name, *(values.get(key) for key in columns)] for name, values in per_class.items()]
+        classes = [[name, *(values.get(key) for key in columns)] for name, values in per_class.items()]
         caption = "Every class by itself, with the number of images that hold it. A dash: not defined."
-        blocks.append(Table(["class", *map(_name, columns)], rows, caption))
-        if confusion := scores.get("confusion"):
-            caption = "**Confusions**: rows are the truth, columns what was predicted."
+        blocks.append(Table(["class", *map(_name, columns)], classes, caption))
+        if confusion := result.metrics.get("confusion"):
             counts = [[name, *row] for name, row in zip(per_class, confusion, strict=True)]
+            caption = "**Confusions**: rows are the truth, columns what was predicted."
             blocks.append(Table(["", *per_class], counts, caption))
     return blocks
 
@@ -198,9 +200,12 @@ def _curve_blocks(curve: pl.DataFrame) -> list[Block]:
     return [Heading("Learning"), Figure(figure, caption, alt, wide=len(shown) > 1)]
 
 
-def _provenance(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What the results file says beside scores and configuration."""
-    return {key: value for key, value in results.items() if key not in ("metrics", "config", "per_class", "confusion")}
+def _provenance(result: Result | None) -> dict[str, Any]:
+    """What the scores depend on beside the run's configuration."""
+    if result is None:
+        return {}
+    names = ("run", "protocol", "task", "split", "settings", "seed", "data_hash", "split_hash", "code", "leakage")
+    return {name: getattr(result, name) for name in names}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -216,5 +221,6 @@ def _name(key: str) -> str:
     return NAMES.get(key, key.replace("_", " ").capitalize())
 
 
-def _unit(key: str, scores: Mapping[str, Any]) -> str:
-    return str(scores.get(f"{key}_unit", ""))
+def _range(interval: Mapping[str, float | None]) -> str:
+    low, high = (interval.get(end) for end in ("low", "high"))
+    return "not defined" if low is None or high is None else f"{low:.3f} to {high:.3f}"
