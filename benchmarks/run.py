@@ -50,7 +50,7 @@ def main() -> None:
                 "Memory is what the peak of a fresh process rises by above its imports, doing one side only.",
                 "",
                 *machine(),
-                f"- Load average before and after: {before}, {load()}; well above {options.threads}, it was busy",
+                f"- Load average before and after: {before}, {load()} (a quiet machine: about {options.threads})",
                 "",
                 *sections,
             ]
