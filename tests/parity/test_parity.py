@@ -59,6 +59,15 @@ def test_rings_follow_the_fixture():
     assert outputs["filtered"].shape == (3, 96, 96)
 
 
+def test_a_fixture_that_cannot_be_computed_does_not_stop_the_rest(tmp_path):
+    (tmp_path / "usfm_cls_z.json.gz").write_bytes(b"not gzip")
+    good = next(path for path in FILES if path.name.startswith("mae_lr_schedule"))
+    bad, row = verify([tmp_path / "usfm_cls_z.json.gz", good])
+    assert not bad.ok
+    assert "not a parity fixture" in bad.note
+    assert row.ok
+
+
 def test_unknown_family_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'usfm_cls'"):
         family("usfm_clas_a")

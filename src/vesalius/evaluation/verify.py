@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.markup import escape
 from rich.table import Table
 
-from vesalius.errors import ConfigError, nearest
+from vesalius.errors import ConfigError, VesaliusError, nearest
 from vesalius.evaluation.parity import FAMILIES
 from vesalius.files import atomic, output_folder
 from vesalius.published.fixture import Fixture
@@ -25,7 +26,9 @@ class Row:
 
     Args:
         error: relative, over the kept positions; in grey levels (the largest) where the fixture counts in levels.
+            Infinite where nothing could be computed.
         tolerance: what the fixture allows.  seconds: that the whole fixture took.
+        note: why nothing could be computed.
     """
 
     fixture: str
@@ -33,6 +36,7 @@ class Row:
     error: float
     tolerance: float
     seconds: float
+    note: str = ""
 
     @property
     def ok(self) -> bool:
@@ -52,11 +56,11 @@ def verify(paths: Iterable[str | Path], *, save: str | Path | None = None) -> li
         save: folder for ``NAME.npz`` with the computed arrays, whole, under the fixture's output names.
 
     Returns:
-        One row an output, in the order of the files.
+        One row an output, in the order of the files. What cannot be computed has a row with an infinite error and the
+        reason, and the rest goes on.
 
     Raises:
-        ConfigError: a fixture of a family that is not known here.
-        WeightsError: a file that is not a fixture, or a checkpoint that does not load.
+        VesaliusError: `save` cannot be written.
 
     >>> rows = verify(["tests/parity/mae_lr_schedule.json.gz"])  # from the root of the source tree
     >>> rows[0].output, rows[0].ok
@@ -65,9 +69,15 @@ def verify(paths: Iterable[str | Path], *, save: str | Path | None = None) -> li
     folder = output_folder(save) if save is not None else None
     rows = []
     for path in paths:
-        fixture = Fixture.read(path)
         start = time.perf_counter()
-        outputs = compute(fixture)
+        try:
+            fixture = Fixture.read(path)
+            outputs = compute(fixture)
+        except (VesaliusError, KeyError) as error:
+            reason = f"the fixture lacks {error}" if isinstance(error, KeyError) else str(error)
+            name = Path(path).name.removesuffix(".json.gz")
+            rows.append(Row(name, "(all)", float("inf"), 0.0, time.perf_counter() - start, reason))
+            continue
         seconds = time.perf_counter() - start
         for name in fixture.outputs:
             error, tolerance = compare(fixture, name, outputs[name])
@@ -132,6 +142,6 @@ def table(rows: list[Row]) -> Table:
         title=f"{good} of {len(rows)} outputs within tolerance",
     )
     for row in rows:
-        mark = "[green]ok[/]" if row.ok else "[red]FAIL[/]"
+        mark = "[green]ok[/]" if row.ok else f"[red]FAIL[/] {escape(row.note)}"
         page.add_row(row.fixture, row.output, f"{row.error:.2g}", f"{row.tolerance:.2g}", mark, f"{row.seconds:.1f}")
     return page
