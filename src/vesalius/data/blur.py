@@ -1,8 +1,8 @@
 """The low-pass operators of deblurring masked image modelling, as part of a network's input contract.
 
 The published scripts blur a whole data set once, in 8 bits, with OpenCV. Here the same operators run when an image is
-loaded, and the choice travels with the weights, so that inference cannot forget it. `blur_uint8` agrees with OpenCV to
-within one grey level.
+loaded, and the choice travels with the weights, so that inference cannot forget it. `blur_uint8`'s Gaussian,
+mean and median equal OpenCV's; defocus agrees within one grey level.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ class Blur:
         """Blur an 8-bit image ``[H, W]`` into an 8-bit image, as the published offline script does."""
         if image.dtype != np.uint8 or image.ndim != 2:
             raise ConfigError(f"blur_uint8 got {image.dtype} {image.shape}", remedy="give uint8 [H, W]")
+        if self.method == "gaussian":
+            return gaussian_uint8(image, self.sigma)
         blurred = self._channel(image.astype(np.float32) / 255)
         return np.rint(np.clip(blurred, 0, 1) * 255).astype(np.uint8)
 
@@ -99,6 +101,26 @@ def gaussian_kernel(sigma: float) -> np.ndarray:
     x = np.arange(size) - size // 2
     kernel = np.exp(-(x**2) / (2 * sigma**2))
     return kernel / kernel.sum()
+
+
+def gaussian_uint8(image: np.ndarray, sigma: float) -> np.ndarray:
+    """OpenCV's Gaussian blur of an 8-bit image ``[H, W]``, bit for bit.
+
+    The kernel is in 1/256ths, the rounding error of each weight is carried to the next, inwards; the sums are exact
+    and rounded once, at the end.
+    """
+    kernel = gaussian_kernel(sigma) * 256
+    half = len(kernel) // 2
+    fixed = np.zeros(len(kernel), np.int64)
+    carried = 0.0
+    for i in range(half):
+        fixed[i] = fixed[-1 - i] = np.rint(kernel[i] + carried)
+        carried += kernel[i] - fixed[i]
+    fixed[half] = 256 - 2 * fixed[:half].sum()
+    total = image.astype(np.int64)
+    for axis in (0, 1):
+        total = ndimage.correlate1d(total, fixed, axis=axis, mode="mirror")
+    return ((total + (1 << 15)) >> 16).astype(np.uint8)
 
 
 def disc_kernel(radius: int) -> np.ndarray:
