@@ -160,9 +160,8 @@ def _score_blocks(result: Result) -> list[Block]:
     for key, value in _numbers(result).items():
         unit, interval = result.metrics.get(f"{key}_unit"), result.intervals.get(key)
         rows.append([f"{_name(key)} ({unit})" if unit else _name(key), value, _range(interval) if interval else None])
-    caption = (
-        f"**{result.images} images of {result.patients} patients**, split {result.split}, {_name(result.protocol)}."
-    )
+    how = "" if result.protocol == "task" else f", {_name(result.protocol)}"
+    caption = f"**{result.images} images of {result.patients} patients**, split {result.split}{how}."
     if seen := result.leakage.get("backbone"):
         caption += f" The backbone was pre-trained, without labels, on {seen} of these patients."
     blocks: list[Block] = [Heading("Scores"), Table(["score", "value", "95 % interval"], rows, caption)]
