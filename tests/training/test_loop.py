@@ -28,7 +28,7 @@ def start(out: Path, *options: str, config: dict | None = None) -> subprocess.Po
     command = [sys.executable, str(Path(__file__).parent / "toy.py"), str(out), *options]
     command += ["--config", json.dumps(config or CONFIG)]
     source = str(Path(__file__).parents[2] / "src")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -49,10 +49,19 @@ def assert_same(one: Path, other: Path) -> None:
     assert read_metrics(one / "metrics.csv") == read_metrics(other / "metrics.csv")
 
 
+def train(
+    out: Path | None, *, train: Points | None = None, plain: bool = False, resume: bool = False, **options
+) -> tuple[Toy, dict]:
+    torch.manual_seed(0)
+    module = Toy(dropout=0.0, norm=False) if plain else Toy()
+    config = TrainConfig(**{"steps": 8, "batch_size": 4, "save_every": 4, "accelerator": "cpu", **options})
+    return module, fit(module, train or Points(), out, config, val=Points(), resume=resume, progress=False)
+
+
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unbroken(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     out = tmp_path_factory.mktemp("unbroken") / "run"
-    finish(start(out))
+    train(out, **CONFIG)
     return out
 
 
@@ -66,7 +75,7 @@ def test_killed_between_checkpoints_and_resumed_ends_bit_equal(tmp_path: Path, u
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert AtomicCheckpoints().load_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"] < CONFIG["steps"]
-    finish(start(out, "--resume"))
+    train(out, **CONFIG, resume=True)
     assert_same(out, unbroken)
 
 
@@ -76,18 +85,9 @@ def test_killed_in_the_middle_of_a_write_resumes_from_the_checkpoint_before(tmp_
     process.wait()
     assert process.returncode == -signal.SIGKILL
     assert AtomicCheckpoints().load_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"] == 6
-    finish(start(out, "--resume", config={**CONFIG, "workers": 1}))
+    train(out, **{**CONFIG, "workers": 1}, resume=True)
     assert_same(out, unbroken)
     assert [path.name for path in (out / "checkpoints").iterdir() if path.name.startswith(".")] == []
-
-
-def train(
-    out: Path | None, *, train: Points | None = None, plain: bool = False, resume: bool = False, **options
-) -> tuple[Toy, dict]:
-    torch.manual_seed(0)
-    module = Toy(dropout=0.0, norm=False) if plain else Toy()
-    config = TrainConfig(**{"steps": 8, "batch_size": 4, "save_every": 4, "accelerator": "cpu", **options})
-    return module, fit(module, train or Points(), out, config, val=Points(), resume=resume, progress=False)
 
 
 def test_two_processes_see_and_learn_what_one_with_twice_the_batch_does(tmp_path: Path):

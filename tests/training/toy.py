@@ -1,4 +1,4 @@
-"""A small network and endless data, as a script: what the loop's tests train, kill, resume and run on two processes."""
+"""A small network and endless data, as a script: what the loop's tests train, kill and run on two processes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,6 @@ def main() -> None:
     parser.add_argument("--config", type=json.loads, default={})
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--plain", action="store_true")
-    parser.add_argument("--resume", action="store_true")
     parser.add_argument("--kill-in-save", type=int)
     options = parser.parse_args()
     if options.kill_in_save:
@@ -89,7 +88,7 @@ def main() -> None:
     torch.manual_seed(0)
     module = Toy(dropout=0.0, norm=False) if options.plain else Toy()
     config = TrainConfig(**options.config, accelerator="cpu")
-    fit(module, Points(options.delay), options.out, config, val=Points(), resume=options.resume, progress=False)
+    fit(module, Points(options.delay), options.out, config, val=Points(), progress=False)
 
 
 if __name__ == "__main__":

@@ -220,11 +220,12 @@ def _write_masks(
     formats: Sequence[str],
     classes: Sequence[str],
 ) -> list[Path]:
+    placed = len(images) > 1 and all(image.affine is not None for image in images)
     paths = []
     for name in formats:
         suffix = MASK_SUFFIX[name]
-        together = len(masks) > 1 and (name == "dicom-seg" or (name == "nifti" and whole is not None))
-        if together or (whole is not None and name == "nifti"):
+        # frames without a place in the patient, as of ultrasound clips, cannot share a DICOM segmentation
+        if (name == "nifti" and whole is not None) or (name == "dicom-seg" and placed):
             path = stem.with_name(stem.name + suffix)
             paths.append(write_mask(np.stack(masks), whole or images[0], path, classes=classes))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -168,9 +169,11 @@ def predict(
     todo = [source for source in sources if str(source.path) not in done]
     for source in track(todo, len(todo), "predicting"):
         try:
-            rows = predict_file(
-                task, card.contract, source, folder, formats=formats, overlays=overlays, batch_size=batch_size
-            )
+            with warnings.catch_warnings():  # pydicom's, about values that are copied from the source
+                warnings.filterwarnings("ignore", module=r"pydicom\..*")
+                rows = predict_file(
+                    task, card.contract, source, folder, formats=formats, overlays=overlays, batch_size=batch_size
+                )
         except VesaliusError as error:
             if isinstance(error.__cause__, OSError) and not isinstance(error, UnreadableImage):
                 raise  # the disk is full, not the image bad
