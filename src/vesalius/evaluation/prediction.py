@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -91,11 +92,11 @@ class Writer:
                     path=out,
                     remedy="choose another --out, or --overwrite",
                 )
-            with self.scores.open(newline="", encoding="utf-8") as stream:
-                rows = [row for row in csv.DictReader(stream) if None not in row.values() and None not in row]
-            self.rows = [
-                row for row in rows if all((out / name).exists() for name in row["outputs"].split(";") if name)
-            ]
+            self.rows = self._kept()
+        if self.rows:
+            self._rewrite()
+        else:
+            self.scores.unlink(missing_ok=True)
         write_text(marker, text)
         self._failures: list[tuple[str, str]] = []
 
@@ -106,20 +107,19 @@ class Writer:
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append the rows of one input, all at once."""
-        fresh = not self.rows
-        self.rows += [{name: str(value) for name, value in row.items()} for row in rows]
-        if fresh or not self.scores.exists():
-            self.rewrite()
+        if not self.scores.exists():
+            self.rows = [{name: str(value) for name, value in row.items()} for row in rows]
+            self._rewrite()
             return
-        with self.scores.open("a", newline="", encoding="utf-8") as stream:
-            csv.DictWriter(stream, list(self.rows[0]), lineterminator="\n").writerows(rows)
-
-    def rewrite(self) -> None:
-        """Write scores.csv whole."""
-        with atomic(self.scores) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, list(self.rows[0]) if self.rows else ["path"], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
+        text = io.StringIO()
+        csv.DictWriter(text, list(rows[0]), lineterminator="\n").writerows(rows)
+        try:
+            with self.scores.open("a", encoding="utf-8") as stream:
+                stream.write(text.getvalue())  # at once, so that a kill leaves no part of an input's rows
+        except OSError as error:
+            raise VesaliusError(
+                f"writing failed ({error.strerror})", path=self.scores, remedy="free some space, then predict again"
+            ) from error
 
     def fail(self, path: Path, reason: str) -> None:
         """Record an input that could not be predicted."""
@@ -132,6 +132,18 @@ class Writer:
         if not self._failures:
             self.failed.unlink(missing_ok=True)
         return len(self._failures)
+
+    def _kept(self) -> list[dict[str, str]]:
+        """The rows of scores.csv whose outputs are there, without a line that a kill cut short."""
+        with self.scores.open(newline="", encoding="utf-8") as stream:
+            rows = [row for row in csv.DictReader(stream) if None not in row.values() and None not in row]
+        return [row for row in rows if all((self.out / name).exists() for name in row["outputs"].split(";") if name)]
+
+    def _rewrite(self) -> None:
+        with atomic(self.scores) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, list(self.rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
 
 
 def predict_file(
