@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test workers on two cores; set before torch is imported
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("VESALIUS_SHARED", ROOT.parent / "shared"))
 

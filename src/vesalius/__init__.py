@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vesalius.evaluation.verify import verify
     from vesalius.images import read
     from vesalius.published.load import convert, load
+    from vesalius.report.run import run_report
     from vesalius.systems import info
     from vesalius.training.verbs import adapt_backbone, pretrain_system
 
@@ -43,6 +44,7 @@ _HOME = {
     "predict": "vesalius.evaluation.verbs",
     "pretrain_system": "vesalius.training.verbs",
     "read": "vesalius.images",
+    "run_report": "vesalius.report.run",
     "verify": "vesalius.evaluation.verify",
 }
 
@@ -60,6 +62,7 @@ __all__ = [
     "predict",
     "pretrain_system",
     "read",
+    "run_report",
     "verify",
 ]
 

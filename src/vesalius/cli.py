@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from vesalius import __version__
@@ -27,6 +28,7 @@ class Verb:
         examples: whole commands, as one would type them.
         choices: "module:dict" of the words that may follow (systems, methods, kinds).
         positional: parameters without a flag, in order.
+        reports: the run's page, report.html, is made anew afterwards.
     """
 
     does: str
@@ -34,6 +36,7 @@ class Verb:
     examples: tuple[str, ...]
     choices: str | None = None
     positional: tuple[str, ...] = ()
+    reports: bool = False
 
 
 VERBS = {
@@ -64,6 +67,7 @@ VERBS = {
             "vesalius pretrain deblurring --data us.parquet --preset paper --devices 8 --precision bf16 --out runs/db",
         ),
         choices="vesalius.pretrain:SYSTEMS",
+        reports=True,
     ),
     "adapt": Verb(
         "adapt a backbone to a task with labels",
@@ -73,6 +77,7 @@ VERBS = {
             "vesalius adapt linear --backbone usfm:USFM.pth --task classification --data us.parquet --out runs/cls",
         ),
         choices="vesalius.adapt:METHODS",
+        reports=True,
     ),
     "evaluate": Verb(
         "score a run on held-out patients, with confidence intervals",
@@ -82,6 +87,7 @@ VERBS = {
             "vesalius evaluate runs/usfm --data us.parquet --protocol linear_probe",
         ),
         positional=("run",),
+        reports=True,
     ),
     "predict": Verb(
         "write masks, scores and overlays for files",
@@ -186,9 +192,18 @@ def _run(name: str, verb: Verb, words: list[str]) -> int:
     )
     if keywords is not None:
         result = function(*given, **keywords)
+        if verb.reports:
+            _report(result)
         if isinstance(result, int) and not isinstance(result, bool):
             return result
     return 0
+
+
+def _report(result: Any) -> None:
+    """Make the page of the run that `result` (a verb's) is about."""
+    run = result["run"] if isinstance(result, dict) else result.run
+    if Path(run, "config.yaml").is_file():
+        print(f"page: {_find('vesalius.report.run:run_report')(run)}")
 
 
 def _presets(name: str, first: list[str]) -> dict[str, Any] | None:

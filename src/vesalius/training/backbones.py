@@ -33,8 +33,7 @@ def open_backbone(spec: str, *, image_size: int | None = None) -> tuple[Encoder,
             raise ConfigError(f"{name} has no preset {preset!r}", remedy=nearest(preset, presets))
         config = presets[preset or "tiny"]
         module = system_class(name)(replace(config, image_size=image_size or config.image_size))
-        card = Card(name, "backbone", architecture(module.encoder), module.contract)
-        return module.encoder, card
+        return module.encoder, Card(name, "backbone", architecture(module.encoder), module.contract)
     encoder = load_backbone(rest if kind == "random" else spec, image_size=image_size)
     card = encoder.card
     assert isinstance(card, Card)
@@ -68,9 +67,13 @@ def override(preset: Any, changes: Mapping[str, Any]) -> Any:
 
 def initialise(encoder: Encoder, spec: str) -> Card:
     """Fill `encoder` from another backbone of the same shape."""
-    source = load_backbone(spec, image_size=encoder.image_size, in_channels=encoder.in_channels)
+    source = load_backbone(spec, part="encoder", image_size=encoder.image_size, in_channels=encoder.in_channels)
+    state, own = source.state_dict(), encoder.state_dict()
+    if ("mask_token" in state) != ("mask_token" in own):  # only one of the two was built to need it
+        state.pop("mask_token", None)
+        state |= {name: value for name, value in own.items() if name == "mask_token"}
     try:
-        encoder.load_state_dict(source.state_dict())
+        encoder.load_state_dict(state)
     except RuntimeError as error:
         raise WeightsError(
             f"is another network than the preset's ({str(error).splitlines()[1].strip()})",

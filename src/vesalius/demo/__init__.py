@@ -1,0 +1,213 @@
+"""The main job on data of its own: phantoms in, a page out.
+
+An ultrasound collection is generated and indexed; USFM and a plain masked autoencoder are pre-trained on it with equal
+data, steps and trunk; both, and the same trunk with random weights, are adapted to classification, segmentation and
+enhancement with few labels; all are scored on patients that nobody saw. Several seeds, two processes, every step
+resumable: a demo that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vesalius.data.progress import track
+from vesalius.files import output_folder
+
+ARMS = {"usfm": "USFM", "mae": "masked autoencoder", "scratch": "from scratch"}
+"""Arm -> its name on the page."""
+PRETRAINED: dict[str, tuple[str, dict[str, Any]]] = {
+    "usfm": ("usfm", {}),
+    "mae": ("deblurring", {"blur": None, "loss_on": "removed"}),  # He 2022: nothing is blurred
+}
+"""Arm -> system, and what differs from its tiny preset."""
+TASKS = {
+    "segmentation": {"dice": "Dice", "hd95": "HD95 (mm)"},
+    "classification": {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC"},
+    "enhancement": {"psnr": "PSNR (dB)", "ssim": "SSIM"},
+}
+"""Task -> its scores; the first one is the headline."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the demo runs.
+
+    Args:
+        out: the folder.  table: the collection's index.
+        seeds: pre-trainings and adaptations per arm.
+        pretrain_steps, adapt_steps: optimiser steps, the same for every arm.
+        fraction: of the training patients whose labels are used.
+    """
+
+    out: Path
+    table: Path
+    seeds: int
+    pretrain_steps: int
+    adapt_steps: int
+    fraction: float
+
+    def backbone(self, arm: str, seed: int) -> Path:
+        """The run folder of a pre-training."""
+        return self.out / "runs" / f"{arm}-seed{seed}"
+
+    def adapted(self, task: str, arm: str, seed: int) -> Path:
+        """The run folder of an adaptation."""
+        return self.out / "runs" / f"{task}-{arm}-seed{seed}"
+
+    def pretrainings(self) -> list[tuple[str, int]]:
+        """(arm, seed) of each."""
+        return [(arm, seed) for seed in range(self.seeds) for arm in PRETRAINED]
+
+    def adaptations(self) -> list[tuple[str, str, int]]:
+        """(task, arm, seed) of each."""
+        return [(task, arm, seed) for seed in range(self.seeds) for task in TASKS for arm in ARMS]
+
+
+def demo(
+    *,
+    out: str = "demo",
+    data: str | None = None,
+    n: int = 400,
+    seeds: int = 3,
+    pretrain_steps: int = 600,
+    adapt_steps: int = 200,
+    fraction: float = 0.25,
+    workers: int = 2,
+) -> int:
+    """Pre-train, adapt and compare on generated ultrasound images, and leave OUT/index.html.
+
+    Args:
+        out: the folder; what it holds already is not done again.
+        data: a table of your own (images with masks, labels and clean targets) in place of phantoms.
+        n: number of phantoms.
+        seeds: pre-trainings and adaptations per arm.
+        pretrain_steps: optimiser steps of each pre-training.
+        adapt_steps: optimiser steps of each adaptation.
+        fraction: of the training patients whose labels are used.
+        workers: processes, one thread each.
+    """
+    folder = output_folder(out)
+    table = Path(data) if data else _collection(folder, n, workers)
+    plan = Plan(folder, table, seeds, pretrain_steps, adapt_steps, fraction)
+    with _pool(workers) as pool:
+        for text, jobs, work in (
+            ("pre-training", plan.pretrainings(), _pretrain),
+            ("adapting and scoring", plan.adaptations(), _adapt),
+        ):
+            waiting = [pool.submit(work, plan, *job) for job in jobs]
+            for done in track(as_completed(waiting), len(waiting), text):
+                done.result()
+    from vesalius.demo.page import demo_page
+
+    page = demo_page(plan)
+    print(f"{page} is ready to look at")
+    return 0
+
+
+def _collection(folder: Path, n: int, workers: int) -> Path:
+    """Generate and index the phantoms, unless they are there."""
+    from vesalius.data.index import index
+    from vesalius.data.phantoms import phantom
+
+    table = folder / f"ultrasound-{n}.parquet"
+    if not table.exists():
+        phantom("ultrasound", folder / f"ultrasound-{n}", n=n, workers=workers)
+        index(folder / f"ultrasound-{n}", table, val=0.15, test=0.3)
+    return table
+
+
+def _pretrain(plan: Plan, arm: str, seed: int) -> None:
+    from vesalius.report.run import run_report
+    from vesalius.training.verbs import pretrain_system
+
+    system, changes = PRETRAINED[arm]
+    with _silent():
+        pretrain_system(
+            system,
+            data=plan.table,
+            out=plan.backbone(arm, seed),
+            model=changes,
+            steps=plan.pretrain_steps,
+            seed=seed,
+            resume=True,
+            progress=False,
+        )
+    run_report(plan.backbone(arm, seed))
+
+
+def _adapt(plan: Plan, task: str, arm: str, seed: int) -> None:
+    from vesalius.evaluation.verbs import evaluate
+    from vesalius.report.run import run_report
+    from vesalius.training.verbs import adapt_backbone
+
+    run = plan.adapted(task, arm, seed)
+    if (run / "results.json").exists():
+        return
+    backbone = f"random:{plan.backbone('usfm', seed)}" if arm == "scratch" else str(plan.backbone(arm, seed))
+    with _silent():
+        adapt_backbone(
+            "full",
+            backbone=backbone,
+            task=task,  # type: ignore[arg-type]
+            data=plan.table,
+            out=run,
+            fraction=plan.fraction,
+            steps=plan.adapt_steps,
+            seed=seed,
+            resume=True,
+            progress=False,
+        )
+        evaluate(run, plan.table)
+    run_report(run)
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes of one thread each: small networks do not gain from more."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            try:
+                yield pool
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Two processes must not print into each other's lines."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def scores(plan: Plan) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Task -> score -> arm -> one value per seed."""
+    from vesalius.evaluation.results import Result
+
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for task, names in TASKS.items():
+        found[task] = {name: {arm: [] for arm in ARMS} for name in names}
+        for arm in ARMS:
+            for seed in range(plan.seeds):
+                result = Result.load(plan.adapted(task, arm, seed) / "results.json")
+                for name in names:
+                    value = result.metrics.get(name)
+                    found[task][name][arm].append(np.nan if value is None else float(value))
+    return found
