@@ -72,8 +72,8 @@ def _cards(found: Scores) -> list[Card]:
     for task, names in TASKS.items():
         name, label = next(iter(names.items()))
         values, base = np.array(found[task][name]["usfm"]), np.array(found[task][name]["scratch"])
-        note = f"{label} of USFM; {_signed(np.nanmean(values - base), name)} against from scratch"
-        cards.append(Card(task, _number(np.nanmean(values), name), note))
+        note = f"{label} of USFM; {_signed(_mean(values - base), name)} against from scratch"
+        cards.append(Card(task, _number(_mean(values), name), note))
     return cards
 
 
@@ -94,11 +94,22 @@ def _summary(found: Scores, plan: Plan) -> str:
 
 
 def _verdict(gain: np.ndarray, name: str) -> str:
-    mean, spread = float(np.nanmean(gain)), float(np.nanstd(gain, ddof=1)) if len(gain) > 1 else float("nan")
+    mean, spread = _mean(gain), _spread(gain)
     better = gain < 0 if name in LOWER else gain > 0
     clear = abs(mean) > spread and (better.all() or (~better).all())
     word = ("better" if better.all() else "worse") if clear else "no clear difference"
     return f"{word} ({_signed(mean, name)} ± {_number(spread, name)})"
+
+
+def _mean(values: np.ndarray) -> float:
+    """Over the seeds in which the score is defined (HD95 is not where nothing was found)."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _spread(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.std(ddof=1)) if len(known) > 1 else float("nan")
 
 
 def _number(value: float, name: str) -> str:
@@ -128,7 +139,7 @@ def _score_table(found: Scores) -> Table:
         for task, names in TASKS.items():
             for name in names:
                 values = np.array(found[task][name][arm])
-                cells.append((float(np.nanmean(values)), float(np.nanstd(values, ddof=1)) if len(values) > 1 else 0.0))
+                cells.append((_mean(values), _spread(values)))
         rows.append([title, *cells])
     best = {label: "min" if name in LOWER else "max" for names in TASKS.values() for name, label in names.items()}
     return Table(["arm", *labels], rows, "Mean ± standard deviation over seeds; the best of a column is marked.", best)
