@@ -33,19 +33,21 @@ METHOD = (
     "All arms share the network (three blocks of 64 channels, 64 tokens an image, learned positions; a decoder of "
     "one block of 48), its initial weights, the order of images, the removed patches (75 %) and the read-outs. "
     "Pre-training: AdamW 2e-3 (0.9, 0.95), weight decay 0.05, 10 % warm-up, cosine. Blur: Gaussian of 1.1 pixels, "
-    "after the resize on real images, whose own pixels are too fine for it to be seen here. Read-outs: ridge "
-    "regression on frozen tokens of the labelled images, and fine-tuning of the whole encoder with few and "
-    "with all labels."
+    "after the resize on real images, whose own pixels are too fine for it to be seen here. "
+    "Frozen tokens are read by ridge regression of the labelled images: the mask's pixels (ridge Dice), patches with a "
+    "calcification (average precision, AP), and the image's label from the mean and standard deviation of its tokens; "
+    "on phantoms the label is the type of speckle inside the nodule. Fine-tuning trains the whole encoder with few and "
+    "with all labels (Dice). *Blur forgotten*: the ridge regression fitted on blurred images and given sharp ones."
 )
 ORGAN_ARMS = ()
 METRICS = {
-    "ridge_dice": Metric("nodule, ridge, Dice"),
-    "calcification": Metric("calcifications, ridge, average precision"),
-    "few_dice": Metric("nodule, fine-tuned, few labels, Dice"),
-    "all_dice": Metric("nodule, fine-tuned, all labels, Dice"),
-    "label_accuracy": Metric("texture (image label), ridge, accuracy"),
-    "label_auc": Metric("image label, ridge, AUC"),
-    "forgotten_ridge_dice": Metric("nodule, ridge, Dice, blur forgotten at test"),
+    "ridge_dice": Metric("ridge Dice"),
+    "calcification": Metric("calcif. AP"),
+    "few_dice": Metric("Dice, few"),
+    "all_dice": Metric("Dice, all"),
+    "label_accuracy": Metric("label accuracy"),
+    "label_auc": Metric("label AUC"),
+    "forgotten_ridge_dice": Metric("ridge Dice, blur forgotten"),
 }
 COMPARISONS = (
     Comparison("A, shape", "deblurring beats MAE on sharp images, few labels", "few_dice", "deblurring", "mae_sharp"),

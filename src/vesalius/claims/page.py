@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,24 @@ from vesalius.report.figures import reconstruction_grid
 from vesalius.report.html import Block, Figure, Heading, Page, Table, Text
 
 
-def scores(results: Mapping[str, Any]) -> MatplotlibFigure:
+def groups(results: Mapping[str, Any]) -> list[tuple[list[str], list[str]]]:
+    """(arms, metrics) that belong together: metrics that the same arms have."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name in results["metrics"]:
+        arms = tuple(arm for arm, summary in results["summary"].items() if name in summary)
+        if arms:
+            found.setdefault(arms, []).append(name)
+    return [(list(arms), names) for arms, names in found.items()]
+
+
+def scores(results: Mapping[str, Any], arms: Sequence[str], metrics: Sequence[str]) -> MatplotlibFigure:
     """One panel a metric, one row an arm, one point a seed; `results` as results.json holds them."""
     panels = {}
-    for name, metric in results["metrics"].items():
-        values = {_name(arm): s[name]["values"] for arm, s in results["summary"].items() if name in s}
-        if values:
-            arrow = "higher" if metric["higher"] else "lower"
-            panels[f"{metric['label']} ({arrow} is better)"] = values
-    return draw_arms(panels, columns=2)
+    for name in metrics:
+        arrow = "higher" if results["metrics"][name]["higher"] else "lower"
+        label = f"{results['metrics'][name]['label']} ({arrow} is better)"
+        panels[label] = {short(arm): results["summary"][arm][name]["values"] for arm in arms}
+    return draw_arms(panels, columns=3 if len(metrics) > 1 else 1)
 
 
 def page(results: Mapping[str, Any], out: Path) -> Page:
@@ -31,8 +40,13 @@ def page(results: Mapping[str, Any], out: Path) -> Page:
     blocks: list[Block] = [Heading("Verdicts"), verdict_table(results, control=False)]
     if any(verdict["control"] for verdict in results["verdicts"]):
         blocks.append(verdict_table(results, control=True))
-    blocks += [Text(results["rule"]), Heading("Scores"), Figure(scores(results), "Points are seeds.", wide=True)]
-    blocks.append(score_table(results))
+    blocks += [Text(results["rule"]), Heading("Scores")]
+    blocks.append(Text("\n".join(f"- **{short(arm)}**: {text}" for arm, text in results["arms"].items())))
+    for arms, metrics in groups(results):
+        if len(arms) > 1:
+            caption = "Small points are seeds; the large one is their mean, with the standard deviation."
+            blocks.append(Figure(scores(results, arms, metrics), caption, wide=True))
+        blocks.append(score_table(results, arms, metrics))
     pictures = _pictures(results, out)
     if pictures:
         blocks += [Heading("What the networks saw and restored"), *pictures]
@@ -73,16 +87,16 @@ def verdict_table(results: Mapping[str, Any], *, control: bool) -> Table:
     return Table(["control" if control else "claim", "statement", "measured by", "gain", "verdict"], rows, caption)
 
 
-def score_table(results: Mapping[str, Any]) -> Table:
-    """Mean and standard deviation over seeds of every arm and metric."""
-    names = [name for name in results["metrics"] if any(name in s for s in results["summary"].values())]
-    labels = [results["metrics"][name]["label"] for name in names]
+def score_table(results: Mapping[str, Any], arms: Sequence[str], metrics: Sequence[str]) -> Table:
+    """Mean and standard deviation over seeds."""
+    labels = [results["metrics"][name]["label"] for name in metrics]
     rows = []
-    for arm, summary in results["summary"].items():
-        cells = [(summary[n]["mean"], _spread(summary[n]["sd"])) if n in summary else None for n in names]
-        rows.append([results["arms"][arm], *cells])
+    for arm in arms:
+        cells = [results["summary"][arm][name] for name in metrics]
+        rows.append([short(arm), *((cell["mean"], _spread(cell["sd"])) for cell in cells)])
     best = {
-        label: "max" if results["metrics"][name]["higher"] else "min" for name, label in zip(names, labels, strict=True)
+        label: "max" if results["metrics"][name]["higher"] else "min"
+        for name, label in zip(metrics, labels, strict=True)
     }
     return Table(
         ["arm", *labels], rows, "Mean and standard deviation over seeds; the best of a column is marked.", best
@@ -101,7 +115,8 @@ def _pictures(results: Mapping[str, Any], out: Path) -> list[Block]:
     return blocks
 
 
-def _name(arm: str) -> str:
+def short(arm: str) -> str:
+    """An arm's name as it is shown."""
     return arm.replace("_", " ")
 
 

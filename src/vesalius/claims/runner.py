@@ -23,8 +23,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from vesalius.claims.page import page, scores
+from vesalius.claims.page import groups, page, scores
 from vesalius.claims.samples import Budget, phantoms, real_images
+from vesalius.claims.training import Tick
 from vesalius.claims.verdicts import RULE, judge, summarise
 from vesalius.errors import VesaliusError
 from vesalius.files import atomic, output_folder, write_text
@@ -74,27 +75,44 @@ def run(
     Raises:
         VesaliusError: `out` holds arms of another set-up.
     """
-    out = output_folder(out)
-    setup = {"system": system, "budget": asdict(budget), "data": data.name if data else "phantoms"}
-    arms = tuple(module.ARMS)
-    if data is not None:
-        samples = real_images(str(data), 0, budget)
-        arms = tuple(arm for arm in arms if samples.organs or arm not in module.ORGAN_ARMS)
-    jobs = [
-        Job(module.__name__, arm, seed, budget, str(data) if data else None, str(out), setup)
-        for seed in range(seeds)
-        for arm in arms
-    ]
-    _work([job for job in jobs if not _is_done(job)], workers=workers, progress=progress)
-    results = gather(system, module, out, jobs)
-    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
-    with atomic(out / "scores.png") as temporary:
-        scores(results).savefig(temporary)
-    page(results, out).save(out / "report.html")
+    jobs = plan(system, module, out, seeds=seeds, data=data, budget=budget)
+    _work(missing(jobs), workers=workers, progress=progress)
+    results = gather(system, module, jobs)
+    leave(results, out)
     return results
 
 
-def gather(system: str, module: ModuleType, out: Path, jobs: list[Job]) -> dict[str, Any]:
+def plan(system: str, module: ModuleType, out: Path, *, seeds: int, data: Path | None, budget: Budget) -> list[Job]:
+    """All arms of all seeds, a seed after the other."""
+    out = output_folder(out)
+    setup = {"system": system, "budget": asdict(budget), "data": data.name if data else "phantoms"}
+    names = tuple(module.ARMS)
+    if data is not None and not real_images(str(data), 0, budget).organs:
+        names = tuple(arm for arm in names if arm not in module.ORGAN_ARMS)
+    table = str(data) if data else None
+    return [Job(module.__name__, arm, seed, budget, table, str(out), setup) for seed in range(seeds) for arm in names]
+
+
+def missing(jobs: list[Job]) -> list[Job]:
+    """Those that have no result yet.
+
+    Raises:
+        VesaliusError: there is a result of another set-up.
+    """
+    return [job for job in jobs if not _is_done(job)]
+
+
+def leave(results: dict[str, Any], out: Path) -> None:
+    """Write results.json, the figures and the page."""
+    write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
+    compared = [(arms, metrics) for arms, metrics in groups(results) if len(arms) > 1]
+    for number, (arms, metrics) in enumerate(compared, start=1):
+        with atomic(out / f"scores_{number}.png") as temporary:
+            scores(results, arms, metrics).savefig(temporary, dpi=150)
+    page(results, out).save(out / "report.html")
+
+
+def gather(system: str, module: ModuleType, jobs: list[Job]) -> dict[str, Any]:
     """What results.json holds: from the arms' files alone."""
     values: dict[str, list[dict[str, float]]] = {}
     seconds: dict[str, list[float]] = {}
@@ -165,14 +183,18 @@ def _start(steps: Any) -> None:
 
 
 def _run(number: int, job: Job) -> None:
-    module = import_module(job.module)
-    began = time.perf_counter()
-    samples = real_images(job.data, job.seed, job.budget) if job.data else phantoms(job.seed, job.budget)
-
     def tick(step: int) -> None:
         _STEPS[number] = step
 
     tick(1)
+    execute(job, tick)
+
+
+def execute(job: Job, tick: Tick) -> None:
+    """Run one arm in this process and write its numbers and pictures."""
+    module = import_module(job.module)
+    began = time.perf_counter()
+    samples = real_images(job.data, job.seed, job.budget) if job.data else phantoms(job.seed, job.budget)
     metrics, pictures = module.run_arm(job.arm, job.seed, samples, job.budget, tick)
     if pictures:
         with atomic(job.result.with_suffix(".npz")) as temporary:
