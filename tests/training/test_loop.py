@@ -178,7 +178,7 @@ def test_bad_settings_are_refused():
         TrainConfig(steps=1, batch_size=1, precision="8")
 
 
-def test_bf16_compile_free_options_train(tmp_path: Path):
+def test_mixed_precision_clipping_and_memory_layout_train():
     _, summary = train(None, precision="bf16", channels_last=True, grad_clip=1.0, deterministic=True)
     assert summary["step"] == 8
     assert summary["val"]["val/loss"] > 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vesalius.adapt import METHODS
 from vesalius.data.contract import InputContract
@@ -92,7 +92,7 @@ def for_fine_tuning(encoder: Encoder, drop_path: float) -> Encoder:
         changes["relative"] = "per_block"
         table = state.pop("relative.table")
         state |= {f"relative.{block}.table": table for block in range(encoder.depth)}
-    tuned = type(encoder)(replace(config, **changes))  # type: ignore[call-arg]
+    tuned = type(encoder)(replace(config, **changes))
     tuned.load_state_dict(state)
     return tuned
 
@@ -107,11 +107,12 @@ class Adaptation(L.LightningModule):
         method: full or linear.
     """
 
-    def __init__(self, task: nn.Module, contract: InputContract, config: AdaptConfig, *, method: str = "full"):
+    def __init__(self, task: Any, contract: InputContract, config: AdaptConfig, *, method: str = "full"):
         super().__init__()
         if method not in METHODS:
             raise ConfigError(f"unknown method {method!r}", remedy=nearest(method, METHODS))
-        self.task, self.contract, self.config, self.method = task, contract, config, method
+        self.task: Any = task
+        self.contract, self.config, self.method = contract, config, method
         self.total_steps = 1  # the loop sets it before it asks for the optimiser
         self.train_view = TrainView(contract, flip=config.flip, rot90=config.rot90)
         self.eval_view = EvalView(contract)
@@ -122,7 +123,7 @@ class Adaptation(L.LightningModule):
     @property
     def encoder(self) -> Encoder:
         """The trunk."""
-        return self.task.encoder  # type: ignore[return-value]
+        return self.task.encoder
 
     def train(self, mode: bool = True) -> Adaptation:
         """As of any module; a frozen trunk stays in evaluation mode."""
@@ -140,11 +141,11 @@ class Adaptation(L.LightningModule):
         return self._fields(self.eval_view(sample))
 
     def _fields(self, sample: dict[str, Any]) -> dict[str, Tensor]:
-        return {name: sample[name] for name in ("image", FIELDS[self.task.TASK])}  # type: ignore[index]
+        return {name: sample[name] for name in ("image", FIELDS[self.task.TASK])}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The task's loss."""
-        return self.task.loss(self.task(batch["image"]), batch)  # type: ignore[operator]
+        return self.task.loss(self.task(batch["image"]), batch)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the counts of the validation before."""
@@ -153,7 +154,7 @@ class Adaptation(L.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """The loss, and the counts of which the epoch's score is made."""
         output = self.task(batch["image"])
-        loss = self.task.loss(output, batch)  # type: ignore[operator]
+        loss = self.task.loss(output, batch)
         self.log("val/loss", loss, batch_size=len(batch["image"]), sync_dist=True)
         counts = self._count(output, batch)
         if counts is not None:
@@ -185,7 +186,7 @@ class Adaptation(L.LightningModule):
         overlap = torch.bincount(truth[truth == guess], minlength=k)
         return torch.stack([overlap, torch.bincount(truth, minlength=k) + torch.bincount(guess, minlength=k)])[:, 1:]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW for `total_steps` steps; the head takes the full learning rate."""
         c = self.config
 

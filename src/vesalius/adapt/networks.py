@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-
-from torch import nn
+from typing import Any
 
 from vesalius.data.contract import InputContract
 from vesalius.errors import WeightsError
@@ -17,7 +16,7 @@ from vesalius.tasks import TASKS
 from vesalius.tasks import task as task_class
 
 
-def save_task(task: nn.Module, path: str | Path, *, contract: InputContract, backbone: Card, source: str) -> Card:
+def save_task(task: Any, path: str | Path, *, contract: InputContract, backbone: Card, source: str) -> Card:
     """Write a task's network and its card, which keeps the licence and citation of the backbone that it grew from.
 
     Args:
@@ -27,7 +26,7 @@ def save_task(task: nn.Module, path: str | Path, *, contract: InputContract, bac
         backbone: the card of the backbone.
         source: where the backbone came from.
     """
-    config = {"encoder": architecture(task.encoder), **task.config}  # type: ignore[arg-type, dict-item]
+    config = {"encoder": architecture(task.encoder), **task.config}
     card = replace(
         backbone,
         part=task.TASK,
@@ -42,7 +41,7 @@ def save_task(task: nn.Module, path: str | Path, *, contract: InputContract, bac
     return card
 
 
-def load_task(path: str | Path) -> tuple[nn.Module, Card]:
+def load_task(path: str | Path) -> tuple[Any, Card]:
     """An adapted network in evaluation mode, and its card.
 
     Args:
@@ -61,7 +60,7 @@ def load_task(path: str | Path) -> tuple[nn.Module, Card]:
     if name not in TASKS:
         raise WeightsError(f"holds a {card.part}, not a task", path=path, remedy="adapt it to a task first")
     config = dict(card.architecture["config"])
-    module = task_class(name)(build(config.pop("encoder")), **config)  # type: ignore[call-arg]
+    module = task_class(name)(build(config.pop("encoder")), **config)
     try:
         module.load_state_dict(read_state(weights))
     except RuntimeError as error:

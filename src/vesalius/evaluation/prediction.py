@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -147,7 +147,7 @@ class Writer:
 
 
 def predict_file(
-    task: nn.Module,
+    task: Any,
     contract: InputContract,
     source: Input,
     out: Path,
@@ -182,24 +182,24 @@ def predict_file(
     for start in range(0, len(images), batch_size):
         batch = [contract(image.check()) for image in images[start : start + batch_size]]
         with torch.inference_mode():
-            predictions += list(task.predict(torch.stack(batch).to(device)).cpu())  # type: ignore[operator]
+            predictions += list(task.predict(torch.stack(batch).to(device)).cpu())
     stem = out / source.stem
     if task.TASK == "classification":
-        rows = [task.row(p, image) for p, image in zip(predictions, images, strict=True)]  # type: ignore[operator]
+        rows = [task.row(p, image) for p, image in zip(predictions, images, strict=True)]
         return [row | {"outputs": ""} for row in rows]
-    chosen = tuple(formats) if formats is not None else (_own_format(source.path, task.TASK),)  # type: ignore[arg-type]
+    chosen = tuple(formats) if formats is not None else (_own_format(source.path, task.TASK),)
     whole = read(source.path) if len(header.size) == 3 else None
     if task.TASK == "segmentation":
-        masks = [task.labels(p, image.size) for p, image in zip(predictions, images, strict=True)]  # type: ignore[operator]
-        paths = _write_masks(masks, images, whole, stem, chosen, task.classes)  # type: ignore[arg-type]
+        masks = [task.labels(p, image.size) for p, image in zip(predictions, images, strict=True)]
+        paths = _write_masks(masks, images, whole, stem, chosen, task.classes)
         if overlays:
             paths += [
                 write_image(
                     overlay(image, mask, classes=task.classes).transpose(2, 0, 1) / np.float32(255), image, path
-                )  # type: ignore[arg-type]
+                )
                 for image, mask, path in zip(images, masks, _per_frame(stem, images, "_overlay.png"), strict=True)
             ]
-        rows = [_areas(mask, p, image, task.classes) for mask, p, image in zip(masks, predictions, images, strict=True)]  # type: ignore[arg-type]
+        rows = [_areas(mask, p, image, task.classes) for mask, p, image in zip(masks, predictions, images, strict=True)]
     else:
         paths = _write_restored(predictions, images, whole, stem, chosen)
         rows = [{} for _ in images]

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -20,7 +19,7 @@ Score = Callable[[NDArray[np.int64]], float]
 
 
 @torch.inference_mode()
-def score_task(task: nn.Module, images: ImageDataset, *, batch_size: int = 16) -> tuple[dict[str, Any], dict[str, Any]]:
+def score_task(task: Any, images: ImageDataset, *, batch_size: int = 16) -> tuple[dict[str, Any], dict[str, Any]]:
     """Scores at the images' own sizes.
 
     Args:
@@ -40,14 +39,14 @@ def score_task(task: nn.Module, images: ImageDataset, *, batch_size: int = 16) -
     for start in track(starts, len(starts), "predicting"):
         samples = [images[index] for index in range(start, min(start + batch_size, len(images)))]
         pixels = torch.stack([contract.normalise(contract.resize(sample["image"])) for sample in samples])
-        predicted = task.predict(pixels.to(device)).cpu()  # type: ignore[operator]
+        predicted = task.predict(pixels.to(device)).cpu()
         for output, sample in zip(predicted, samples, strict=True):
             size = list(sample["image"].shape[-2:])
             if task.TASK == "classification":
                 outputs.append(output.numpy())
                 truths.append(int(sample["label"]))
             elif task.TASK == "segmentation":
-                outputs.append(task.labels(output, tuple(size)))  # type: ignore[operator]
+                outputs.append(task.labels(output, tuple(size)))
                 truths.append(sample["mask"].numpy())
             else:
                 restored = F.resize(output, size, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
@@ -55,14 +54,14 @@ def score_task(task: nn.Module, images: ImageDataset, *, batch_size: int = 16) -
                 truths.append(sample["target"].numpy())
                 inputs.append(sample["image"].numpy())
     if task.TASK == "classification":
-        return score_classes(task.metrics, np.stack(outputs), np.array(truths), images.classes)  # type: ignore[arg-type]
+        return score_classes(task.metrics, np.stack(outputs), np.array(truths), images.classes)
     if task.TASK == "segmentation":
         spacings = [None if row is None else tuple(row) for row in images.table["spacing"].to_list()]
-        metrics = task.metrics(outputs, truths, spacings=spacings)  # type: ignore[operator]
+        metrics = task.metrics(outputs, truths, spacings=spacings)
         rows = metrics.pop("per_image")
         cases = {f"{key} {name}": [row[key] for row in rows[name]] for name in rows for key in ("dice", "iou", "hd95")}
         return metrics, cases
-    metrics = task.metrics(outputs, truths)  # type: ignore[operator]
+    metrics = task.metrics(outputs, truths)
     rows = metrics.pop("per_image")
     before = enhancement(inputs, truths)  # what doing nothing scores
     metrics |= {"psnr_of_input": before["psnr"], "ssim_of_input": before["ssim"]}

@@ -11,7 +11,6 @@ import numpy as np
 import polars as pl
 import torch
 from rich.console import Console
-from torch import nn
 
 from vesalius.adapt.labels import class_names, few_labels, labelled
 from vesalius.adapt.networks import load_task
@@ -159,7 +158,7 @@ def predict(
     task.to(_device())
     if formats is not None:
         formats = tuple(part for name in formats for part in name.split(",") if part)
-        check_formats(formats, [name for name in task.FORMATS if name not in ("overlay", "csv")])  # type: ignore[union-attr]
+        check_formats(formats, [name for name in task.FORMATS if name not in ("overlay", "csv")])
     sources = find_inputs(inputs)
     folder = output_folder(out)
     weights = Path(run) if Path(run).suffix == ".safetensors" else RunFolder(Path(run)).weights
@@ -194,7 +193,7 @@ def predict(
     return counts
 
 
-def _task_of(folder: RunFolder, protocol: str) -> tuple[nn.Module | None, Card]:
+def _task_of(folder: RunFolder, protocol: str) -> tuple[Any, Card]:
     """The adapted network to score, or None for a protocol on features; and the card, where there is one."""
     part = Card.load(folder.path / "card.json").part if folder.weights.is_file() else None
     if protocol in ("linear_probe", "knn"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import lightning
 import numpy as np
@@ -133,7 +133,7 @@ class Batches(lightning.LightningDataModule):
 
     def _loader(self, samples: Samples, view: Callable[..., Any], batches: Any) -> DataLoader:
         return DataLoader(
-            _Guarded(Draws(samples, view, self.seed)),
+            _Guarded(Draws(cast("Dataset[dict[str, Any]]", samples), view, self.seed)),
             batch_sampler=batches,
             num_workers=self.workers,
             collate_fn=_collate,

@@ -19,12 +19,11 @@ import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
-from lightning.pytorch.utilities import rank_zero_only
 
 from vesalius.errors import ConfigError, VesaliusError
 from vesalius.training.callbacks import AtomicCheckpoints, Bar, Checkpoints, Curve, Steps, read_metrics
 from vesalius.training.loading import Batches, Samples
-from vesalius.training.runs import RunFolder, open_run
+from vesalius.training.runs import RunFolder, is_first_process, open_run
 
 _PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -121,8 +120,7 @@ def fit(
     """
     if len(train) == 0:
         raise VesaliusError("no training images", remedy="check the table's split column")
-    opened = out is None or isinstance(out, RunFolder)
-    run = out if opened else open_run(out, {"train": asdict(config)}, resume=resume)  # type: ignore[arg-type]
+    run = open_run(out, {"train": asdict(config)}, resume=resume) if isinstance(out, str | Path) else out
     resumed = resume and run is not None and run.last.exists()
     if run is not None and resumed and _finished(module, run, config):
         return _summary(config.steps, read_metrics(run.metrics))
@@ -144,7 +142,7 @@ def fit(
         callbacks.append(Checkpoints(run, every=config.save_every, monitor=monitor, resume=resumed))
     if config.ema:
         callbacks.append(EMAWeightAveraging(decay=config.ema))
-    if progress and rank_zero_only.rank == 0:
+    if progress and is_first_process():
         title = "training" if run is None else run.path.name
         callbacks.append(Bar(curve, steps=config.steps, images=config.images_per_step, title=title))
     if config.channels_last:
@@ -176,9 +174,7 @@ def fit(
 
 def _trainer(config: TrainConfig, callbacks: list[Callback], *, validate: bool) -> Trainer:
     many = config.devices * config.nodes > 1
-    strategy = config.strategy
-    if strategy == "ddp" or (strategy == "auto" and many):
-        strategy = "ddp_find_unused_parameters_true"  # a loss need not touch every parameter (mask tokens)
+    strategy = "ddp" if config.strategy == "auto" and many else config.strategy
     val_every = config.val_every or max(1, config.steps // 10)
     return Trainer(
         accelerator=config.accelerator,

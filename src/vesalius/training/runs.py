@@ -113,7 +113,7 @@ def open_run(path: str | Path, config: Mapping[str, Any], *, resume: bool = Fals
         VesaliusError: the folder holds another run, or one that was not asked to be continued, or may not be written.
     """
     run = RunFolder(Path(path))
-    if rank_zero_only.rank:  # the first process of a distributed run has checked and made the folder
+    if not is_first_process():  # the first one has checked and made the folder
         return run
     output_folder(run.path)
     plain = json.loads(json.dumps(dict(config)))
@@ -139,6 +139,11 @@ def open_run(path: str | Path, config: Mapping[str, Any], *, resume: bool = Fals
         write_text(run.config, yaml.safe_dump(plain, sort_keys=False))
         write_text(run.environment, json.dumps(environment(), indent=2) + "\n")
     return run
+
+
+def is_first_process() -> bool:
+    """Whether this process writes: the only one, or the first of a distributed run."""
+    return not getattr(rank_zero_only, "rank", 0)
 
 
 def environment() -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import polars as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from vesalius.adapt.full import MONITOR, PRESETS, Adaptation, for_fine_tuning
@@ -31,7 +30,7 @@ from vesalius.tasks import task as task_class
 from vesalius.training.backbones import initialise, open_backbone, override, seen_by
 from vesalius.training.loop import TrainConfig, fit, load_best
 from vesalius.training.provenance import data_hash, split_hash, write_seen
-from vesalius.training.runs import RunFolder, open_run
+from vesalius.training.runs import RunFolder, is_first_process, open_run
 
 Data = str | Path | Sequence[str | Path]
 CACHED_BYTES = 1_000_000_000
@@ -142,7 +141,7 @@ def pretrain_system(
     source = initialise(module.encoder, init) if init else None
     record = {"verb": "pretrain", "system": system, "preset": preset, "model": asdict(config), "init": init}
     run = _open(out, record, table, options, data, resume=resume)
-    if not rank_zero_only.rank:
+    if is_first_process():
         write_seen(run, train=train, val=val, backbone=seen_by(init))
     blurs = module.contract.blur is not None  # the sharp image is then what is to be restored
     sets = [
@@ -160,7 +159,7 @@ def pretrain_system(
         resume=resume,
         progress=progress,
     )
-    if not rank_zero_only.rank:
+    if is_first_process():
         card = Card(
             system=system,
             part="backbone",
@@ -313,7 +312,7 @@ def adapt_backbone(
         "shots": shots,
     }
     run = _open(out, record, table, options, data, resume=resume)
-    if not rank_zero_only.rank:
+    if is_first_process():
         write_seen(run, train=train, val=val, backbone=seen_by(backbone))
     sets = [
         None if part.is_empty() else labelled(part, card.contract, task=task, classes=names, cache=_fits_memory(part))
@@ -321,7 +320,7 @@ def adapt_backbone(
     ]
     assert sets[0] is not None
     summary = fit(module, sets[0], run, options, val=sets[1], monitor=MONITOR[task], resume=resume, progress=progress)
-    if not rank_zero_only.rank:
+    if is_first_process():
         load_best(module, run.path)
         save_task(
             network,
