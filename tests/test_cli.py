@@ -47,7 +47,8 @@ def test_mistakes_are_one_line_and_exit_code_2(words, says, capsys, tmp_path, mo
 
 
 def test_list_and_info_do_not_import_torch():
-    code = "import sys; from vesalius.cli import main; main(['list']); main(['info', 'usfm']); print('torch' in sys.modules)"
+    code = "import sys; from vesalius.cli import main; main(['list']); main(['info', 'usfm']); "
+    code += "print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "10.1016/j.media.2024.103202" in out and out.strip().endswith("False")
 

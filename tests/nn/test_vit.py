@@ -30,7 +30,9 @@ def image():
 def test_keeping_every_token_in_another_order_only_permutes(image, relative):
     vit = tiny(relative=relative)
     keep = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(i)) for i in range(2)])
-    torch.testing.assert_close(vit(image, keep=keep).patches, gather_tokens(vit(image).patches, keep), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        vit(image, keep=keep).patches, gather_tokens(vit(image).patches, keep), atol=1e-5, rtol=0
+    )
 
 
 def test_dropped_patches_have_no_influence(image):

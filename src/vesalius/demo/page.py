@@ -31,6 +31,8 @@ Scores = Mapping[str, Mapping[str, Mapping[str, list[float]]]]
 LOWER = {"hd95"}
 """Scores of which less is better."""
 CHANCE = {"auroc": 0.5}
+SHORT = {"balanced accuracy": "bal. acc.", "HD95 (mm)": "HD95, mm", "PSNR (dB)": "PSNR, dB"}
+"""Headings for a table of six columns."""
 
 
 def demo_page(plan: Plan) -> Path:
@@ -132,7 +134,7 @@ def _score_figure(found: Scores) -> Any:
 
 
 def _score_table(found: Scores) -> Table:
-    labels = [label for names in TASKS.values() for label in names.values()]
+    labels = [SHORT.get(label, label) for names in TASKS.values() for label in names.values()]
     rows = []
     for arm, title in ARMS.items():
         cells = []
@@ -141,7 +143,8 @@ def _score_table(found: Scores) -> Table:
                 values = np.array(found[task][name][arm])
                 cells.append((_mean(values), _spread(values)))
         rows.append([title, *cells])
-    best = {label: "min" if name in LOWER else "max" for names in TASKS.values() for name, label in names.items()}
+    scored = [name for names in TASKS.values() for name in names]
+    best = {label: "min" if name in LOWER else "max" for label, name in zip(labels, scored, strict=True)}
     return Table(["arm", *labels], rows, "Mean ± standard deviation over seeds; the best of a column is marked.", best)
 
 

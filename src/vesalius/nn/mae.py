@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
@@ -52,6 +53,8 @@ class MAEDecoder(nn.Module):
         cls: the encoder hands in a class token in front; it takes part and is dropped at the end.
     """
 
+    decoder_pos_embed: Tensor
+
     def __init__(
         self,
         *,
@@ -68,7 +71,7 @@ class MAEDecoder(nn.Module):
     ):
         super().__init__()
         self.grid, self.cls = grid, cls
-        norm = partial(nn.LayerNorm, eps=eps)
+        norm: Any = partial(nn.LayerNorm, eps=eps)
         self.decoder_embed = nn.Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("decoder_pos_embed", sincos_2d(width, *grid, cls=cls).float().unsqueeze(0))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.layers import PatchEmbed
@@ -122,7 +122,7 @@ class ViT(Encoder):
             self.pos_embed = nn.Parameter(torch.zeros(1, tokens, c.width))
         elif c.positions == "sincos":
             self.register_buffer("pos_embed", sincos_2d(c.width, *c.grid, cls=c.cls).float().unsqueeze(0))
-        norm = partial(nn.LayerNorm, eps=c.eps)
+        norm: Any = partial(nn.LayerNorm, eps=c.eps)
         rates = torch.linspace(0, c.drop_path, c.depth).tolist()
         self.blocks = nn.ModuleList(
             Block(
@@ -136,7 +136,7 @@ class ViT(Encoder):
             )
             for rate in rates
         )
-        self.relative: nn.Module | None = None
+        self.relative: RelativeBias | nn.ModuleList | None = None
         if c.relative == "shared":
             self.relative = RelativeBias(c.grid, c.heads, cls=c.cls)
         elif c.relative == "per_block":
@@ -154,12 +154,12 @@ class ViT(Encoder):
                     nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        projection = self.patch_embed.proj
+        projection = self.patch_embed.get_parameter("proj.weight")
         if beit:
-            nn.init.trunc_normal_(projection.weight, std=0.02)
+            nn.init.trunc_normal_(projection, std=0.02)
         else:
-            nn.init.xavier_uniform_(projection.weight.view(self.width, -1))
-        nn.init.zeros_(projection.bias)
+            nn.init.xavier_uniform_(projection.view(self.width, -1))
+        nn.init.zeros_(self.patch_embed.get_parameter("proj.bias"))
         for name in ("cls_token", "mask_token"):
             if getattr(self, name) is not None:
                 nn.init.normal_(getattr(self, name), std=0.02)
@@ -168,8 +168,8 @@ class ViT(Encoder):
         if beit:
             with torch.no_grad():
                 for number, block in enumerate(self.blocks, start=1):
-                    block.attn.proj.weight.div_(math.sqrt(2 * number))
-                    block.mlp.fc2.weight.div_(math.sqrt(2 * number))
+                    for name in ("attn.proj.weight", "mlp.fc2.weight"):
+                        block.get_parameter(name).div_(math.sqrt(2 * number))
 
     @property
     def prefix(self) -> int:
@@ -186,6 +186,7 @@ class ViT(Encoder):
         bias: Tensor | None = None,
         layers: tuple[int, ...] = (),
     ) -> Encoded:
+        """See `Encoder.forward`."""
         height, width = image.shape[-2:]
         if height % self.patch_size or width % self.patch_size:
             raise ConfigError(
@@ -219,11 +220,11 @@ class ViT(Encoder):
         count = sum(part.shape[1] for part in front)
 
         wanted: dict[int, Tensor] = {}
-        shared = self._logits(self.relative, grid, keep, extra, bias) if self.config.relative != "per_block" else None
+        tables = self.relative if isinstance(self.relative, nn.ModuleList) else None
+        logits = self._logits(self.relative, grid, keep, extra, bias) if tables is None else None
         for number, block in enumerate(self.blocks):
-            logits = shared
-            if self.config.relative == "per_block":
-                logits = self._logits(self.relative[number], grid, keep, extra, bias)
+            if tables is not None:
+                logits = self._logits(tables[number], grid, keep, extra, bias)
             x = block(x, attn_mask=logits)
             if number in layers:
                 wanted[number] = x
