@@ -13,7 +13,7 @@ from vesalius.data.phantoms.toy import toy_ultrasound
 from vesalius.data.table import make_table, save_table
 from vesalius.errors import ConfigError, VesaliusError
 
-BUDGET = Budget(steps=2, organ_steps=2, batch=4, unlabelled=30, labelled=20, few=8, test=12, finetune_steps=2)
+BUDGET = Budget(steps=2, organ_steps=2, batch=4, unlabelled=30, labelled=40, few=8, test=12, finetune_steps=2)
 
 
 @pytest.mark.parametrize("module", [usfm, deblurring])

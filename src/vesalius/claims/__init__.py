@@ -21,7 +21,7 @@ def claim(
 
     Args:
         system: usfm or deblurring.
-        out: folder for ``results.json``, ``report.html``, ``scores.png`` and one folder a seed.
+        out: folder for ``results.json``, ``report.html``, the figures and one folder a seed.
         seeds: how many, counted from 0. A verdict needs three.
         data: a table of real images; without it, phantoms of 32 pixels.
         workers: processes, one thread each.
@@ -39,7 +39,11 @@ def claim(
         raise ConfigError(f"unknown claim {system!r}", remedy=nearest(system, CLAIMS))
     if seeds < 1 or workers < 1 or (steps is not None and steps < 1):
         raise ConfigError(f"seeds = {seeds}, workers = {workers}, steps = {steps}", remedy="use numbers from 1")
-    from vesalius.claims.runner import run  # torch and matplotlib are not needed to list what there is
+    # Imported here, because torch and matplotlib are not needed to list what there is.
+    from rich.console import Console
+
+    from vesalius.claims.page import show
+    from vesalius.claims.runner import run
 
     module = import_module(CLAIMS[system])
     budget = module.BUDGET
@@ -47,4 +51,7 @@ def claim(
         budget = replace(budget, size=64, patch=8)
     if steps is not None:
         budget = replace(budget, steps=steps, organ_steps=max(1, steps // 2))
-    return run(system, module, Path(out), seeds=seeds, data=data, workers=workers, budget=budget)
+    results = run(system, module, Path(out), seeds=seeds, data=data, workers=workers, budget=budget)
+    show(results, Console())
+    print(f"written: {Path(out) / 'report.html'}")
+    return results

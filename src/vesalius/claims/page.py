@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure as MatplotlibFigure
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table as RichTable
 
 from vesalius.report.figures import arms as draw_arms
 from vesalius.report.figures import reconstruction_grid
@@ -70,6 +73,22 @@ def page(results: Mapping[str, Any], out: Path) -> Page:
     )
 
 
+def show(results: Mapping[str, Any], console: Console) -> None:
+    """Print the scores and the verdicts."""
+    for arms, metrics in groups(results):
+        table = RichTable("", *(results["metrics"][name]["label"] for name in metrics), box=SIMPLE)
+        for arm in arms:
+            cells = (results["summary"][arm][name] for name in metrics)
+            table.add_row(short(arm), *(_plus_minus(cell["mean"], cell["sd"]) for cell in cells))
+        console.print(table)
+    table = RichTable("", "statement", "measured by", "gain", "verdict", box=SIMPLE)
+    for verdict in results["verdicts"]:
+        label = results["metrics"][verdict["metric"]]["label"]
+        gain = _plus_minus(verdict["mean"], verdict["sd"])
+        table.add_row(verdict["name"], verdict["statement"], label, gain, verdict["verdict"])
+    console.print(table)
+
+
 def verdict_table(results: Mapping[str, Any], *, control: bool) -> Table:
     """The claims, or the controls that say what explains them, with the difference over seeds."""
     rows = [
@@ -118,6 +137,10 @@ def _pictures(results: Mapping[str, Any], out: Path) -> list[Block]:
 def short(arm: str) -> str:
     """An arm's name as it is shown."""
     return arm.replace("_", " ")
+
+
+def _plus_minus(mean: float, sd: float | None) -> str:
+    return f"{mean:.3f}" if sd is None else f"{mean:.3f} ± {sd:.3f}"
 
 
 def _spread(sd: float | None) -> float:

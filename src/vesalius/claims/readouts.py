@@ -32,7 +32,7 @@ def read_out(encoder: Encoder, samples: Samples, budget: Budget, *, seed: int) -
     values: dict[str, float] = {}
     frozen, unseen = tokens(encoder, train.image), tokens(encoder, test.image)
     if train.mask is not None and test.mask is not None:
-        few = min(budget.few, len(train.image))
+        few = min(budget.few, max(1, len(train.image) // 5))
         values["ridge_dice"] = ridge_dice(frozen, train.mask, unseen, test.mask, patch=budget.patch)
         for name, count in (("few_dice", few), ("all_dice", len(train.image))):
             values[name] = fine_tuned_dice(

@@ -157,7 +157,7 @@ def _work(jobs: list[Job], *, workers: int, progress: bool) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start, initargs=(steps,))
     with Progress(*columns, console=Console(stderr=True), disable=not progress) as bars, pool:
-        bar = bars.add_task("starting", total=sum(job.budget.steps + READ_OUT for job in jobs))
+        bar = bars.add_task("reading", total=sum(job.budget.steps + READ_OUT for job in jobs))
         running = {pool.submit(_run, number, job): number for number, job in enumerate(jobs)}
         try:
             while running:
@@ -167,7 +167,7 @@ def _work(jobs: list[Job], *, workers: int, progress: bool) -> None:
                     number = running.pop(future)
                     steps[number] = jobs[number].budget.steps + READ_OUT
                 now = [f"seed {jobs[n].seed} {jobs[n].arm}" for n in running.values() if steps[n]]
-                bars.update(bar, completed=sum(steps), description=", ".join(now) or "starting")
+                bars.update(bar, completed=sum(steps), description=", ".join(now) or ("reading" if running else "done"))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

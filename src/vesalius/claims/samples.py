@@ -31,7 +31,7 @@ class Budget:
         steps, batch: of pre-training.
         organ_steps: of pre-training in the arms about organ sampling.
         unlabelled, labelled, test: images.
-        few: of the labelled ones, for the label-efficient fine-tuning.
+        few: of the labelled ones, for the label-efficient fine-tuning; a fifth of them, where there are fewer.
         finetune_steps: of fine-tuning.
         size, patch: pixels of an image's and of a token's side.
     """
