@@ -6,6 +6,7 @@ import inspect
 import re
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -37,7 +38,7 @@ class _Parser(ArgumentParser):
             raise ConfigError(
                 f"no option is called {wrong}", remedy=hint[0] + "?" if hint[1] else f"see {self.prog} --help"
             )
-        mismatch = re.match(r'Parser key "([^"]+)":.*Given value: (.*)', text)
+        mismatch = re.match(r'Parser key "([^"]+)":.*(?:Given|Got) value: (.*)', text)
         if mismatch:
             text = f"--{mismatch[1]} cannot be {mismatch[2]!r}"
         raise ConfigError(text[:200], remedy=f"see {self.prog} --help")
@@ -51,6 +52,7 @@ def parse(
     given: Sequence[Any] = (),
     positional: Sequence[str] = (),
     presets: Mapping[str, Any] | None = None,
+    extra: type | None = None,
     epilog: str = "",
 ) -> dict[str, Any] | None:
     """The keyword arguments that `words` mean for `function`; None when only help was asked for.
@@ -60,45 +62,70 @@ def parse(
         positional: parameters without a flag, in order; a sequence takes several words.
         presets: preset name -> dataclass instance: the options of the parameter `model`, as ``--model.key``, with
             the values of the preset that ``--preset`` names.
+        extra: a dataclass whose fields are the function's ``**keywords``; those that are not given are left out.
 
     Raises:
         ConfigError: an unknown option (the nearest is named) or a value of another type.
     """
     docs = parse_docstring(inspect.getdoc(function) or "")
-    notes = {p.arg_name: (p.description or "").strip().rstrip(".").replace("%", "%%") for p in docs.params}
-    hints = get_type_hints(function)
+    notes, hints = _notes(function), get_type_hints(function)
     parser = _Parser(
         prog=prog, description=docs.short_description, epilog=epilog, formatter_class=_Help, exit_on_error=False
     )
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options")
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="YAML file with any of these options; --print_config writes one"
+    )
     for parameter in list(inspect.signature(function).parameters.values())[len(given) :]:
         if parameter.name == "model" and presets is not None:
-            preset = _chosen(words, "--preset", parameter_default(function, "preset"))
+            preset = _chosen(words, "--preset", inspect.signature(function).parameters["preset"].default)
             if preset not in presets:
                 raise ConfigError(f"no preset is called {preset!r}", remedy=nearest(preset, presets))
             parser.add_class_arguments(
                 type(presets[preset]), "model", default=presets[preset], instantiate=False, fail_untyped=True
             )
             continue
-        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+        if parameter.kind is parameter.VAR_KEYWORD:
+            if extra is not None:
+                _add_fields(parser, extra)
             continue
         _add(parser, parameter, hints[parameter.name], notes.get(parameter.name), parameter.name in positional)
+    needed = [action for action in parser._actions if action.required and action.option_strings]
+    shown = [*positional, *(f"{action.option_strings[0]} {action.dest.upper()}" for action in needed)]
+    parser.usage = " ".join([prog, *shown, "[options]"])
     if any(word in ("-h", "--help") for word in words):
         parser.print_help()
         return None
-    if not words and any(action.required for action in parser._actions):
-        parser.print_help()
-        raise ConfigError("something must be given", remedy="see the examples above")
+    if not words and (needed or positional):
+        raise ConfigError(f"needs {', '.join(shown)}", remedy=f"see {prog} --help")
     values = parser.parse_args(list(words))
     keywords = {key: value for key, value in values.as_dict().items() if key != "config"}
     if presets is not None and "model" in keywords:
         keywords["model"] = _changes(keywords["model"], presets[preset])
-    return keywords
+    optional = {item.name for item in fields(extra)} if extra is not None else set()
+    return {key: value for key, value in keywords.items() if key not in optional or value is not None}
 
 
-def parameter_default(function: Callable[..., Any], name: str) -> Any:
-    """The default of a parameter."""
-    return inspect.signature(function).parameters[name].default
+def _notes(documented: Any) -> dict[str, str]:
+    """What a docstring says of each argument; several may share a line."""
+    found = {}
+    for parameter in parse_docstring(inspect.getdoc(documented) or "").params:
+        for name in parameter.arg_name.split(", "):
+            found[name] = (parameter.description or "").strip().rstrip(".").replace("%", "%%")
+    return found
+
+
+def _add_fields(parser: _Parser, extra: type) -> None:
+    """A dataclass's fields as options without a default of their own."""
+    notes, hints = _notes(extra), get_type_hints(extra)
+    for item in fields(extra):
+        default = None if item.default is MISSING else item.default
+        note = f"{notes.get(item.name, '')} (default: {'by the preset' if default is None else default})"
+        options: dict[str, Any] = {"help": note, "default": None}
+        flags = list(dict.fromkeys([f"--{item.name}", f"--{item.name.replace('_', '-')}"]))
+        if hints[item.name] is bool:
+            parser.add_argument(*flags, action="store_true", **options)
+        else:
+            parser.add_argument(*flags, type=hints[item.name], **options)
 
 
 def _add(parser: _Parser, parameter: inspect.Parameter, hint: Any, note: str | None, positional: bool) -> None:

@@ -28,6 +28,7 @@ class Verb:
         examples: whole commands, as one would type them.
         choices: "module:dict" of the words that may follow (systems, methods, kinds).
         positional: parameters without a flag, in order.
+        extra: "module:dataclass" whose fields are further options.
         reports: the run's page, report.html, is made anew afterwards.
     """
 
@@ -36,6 +37,7 @@ class Verb:
     examples: tuple[str, ...]
     choices: str | None = None
     positional: tuple[str, ...] = ()
+    extra: str | None = None
     reports: bool = False
 
 
@@ -67,6 +69,7 @@ VERBS = {
             "vesalius pretrain deblurring --data us.parquet --preset paper --devices 8 --precision bf16 --out runs/db",
         ),
         choices="vesalius.pretrain:SYSTEMS",
+        extra="vesalius.training.loop:TrainConfig",
         reports=True,
     ),
     "adapt": Verb(
@@ -77,6 +80,7 @@ VERBS = {
             "vesalius adapt linear --backbone usfm:USFM.pth --task classification --data us.parquet --out runs/cls",
         ),
         choices="vesalius.adapt:METHODS",
+        extra="vesalius.training.loop:TrainConfig",
         reports=True,
     ),
     "evaluate": Verb(
@@ -188,6 +192,7 @@ def _run(name: str, verb: Verb, words: list[str]) -> int:
         given=given,
         positional=verb.positional,
         presets=_presets(name, first),
+        extra=_find(verb.extra) if verb.extra else None,
         epilog=_examples(verb),
     )
     if keywords is not None:
@@ -202,7 +207,7 @@ def _run(name: str, verb: Verb, words: list[str]) -> int:
 def _report(result: Any) -> None:
     """Make the page of the run that `result` (a verb's) is about."""
     run = result["run"] if isinstance(result, dict) else result.run
-    if Path(run, "config.yaml").is_file():
+    if Path(run, "config.yaml").is_file() and _find("vesalius.training.runs:is_first_process")():
         print(f"page: {_find('vesalius.report.run:run_report')(run)}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -54,25 +54,9 @@ def pretrain_system(
     preset: str = "tiny",
     model: Mapping[str, Any] | None = None,
     init: str | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
-    accumulate: int = 1,
-    seed: int = 0,
-    precision: Literal["32", "bf16", "16"] = "32",
-    devices: int = 1,
-    nodes: int = 1,
-    strategy: str = "auto",
-    accelerator: str = "auto",
-    compile: bool = False,
-    channels_last: bool = False,
-    ema: float = 0.0,
-    workers: int = 0,
-    save_every: int = 100,
-    val_every: int | None = None,
-    grad_clip: float | None = None,
-    deterministic: bool = False,
     resume: bool = False,
     progress: bool = True,
+    **training: Any,
 ) -> dict[str, Any]:
     """Pre-train a foundation model from the training images of a table; labels are not used.
 
@@ -83,25 +67,10 @@ def pretrain_system(
         preset: tiny (a laptop's CPU), or paper.
         model: settings of the system that differ from the preset's.
         init: continue from this backbone (a run folder, a weights file, SYSTEM:FILE) in place of random weights.
-        steps: optimiser steps; by default the preset's.
-        batch_size: images per process and batch; by default the preset's.
-        accumulate: batches per step.
-        seed: of weights, order, views and masks.
-        precision: 32, bf16 or 16 (mixed).
-        devices: processes on this machine.
-        nodes: machines.
-        strategy: auto, ddp, fsdp or another of Lightning's.
-        accelerator: auto, cpu or gpu.
-        compile: use torch.compile.
-        channels_last: memory layout of convolutions.
-        ema: decay of an average of the weights, which is then what is saved; 0 for none.
-        workers: processes that read and augment.
-        save_every: steps between checkpoints.
-        val_every: steps between validations; by default a tenth of the run.
-        grad_clip: largest gradient norm; by default the system's.
-        deterministic: prefer reproducible kernels on a GPU.
         resume: continue this run.
         progress: show a progress bar.
+        training: fields of `TrainConfig`: steps, batch_size, seed, precision, devices, ...; steps and batch_size are
+            the preset's by default.
 
     Returns:
         step, loss, val, history of the training curve, and the run folder's path.
@@ -116,27 +85,8 @@ def pretrain_system(
     config = override(presets[preset], model or {})
     table, train, val = _splits(data, task=None)
     epochs, images = PRETRAINING[system] if preset.startswith("paper") else (0, TINY_PRETRAINING[1])
-    per_process = batch_size or max(1, images // (devices * nodes * accumulate))
-    options = TrainConfig(
-        steps=steps or _steps(epochs, TINY_PRETRAINING[0], len(train), per_process * devices * nodes * accumulate),
-        batch_size=per_process,
-        accumulate=accumulate,
-        precision=precision,
-        devices=devices,
-        nodes=nodes,
-        strategy=strategy,
-        accelerator=accelerator,
-        compile=compile,
-        channels_last=channels_last,
-        ema=ema,
-        workers=workers,
-        seed=seed,
-        save_every=save_every,
-        val_every=val_every,
-        grad_clip=grad_clip,
-        deterministic=deterministic,
-    )
-    torch.manual_seed(seed)
+    options = _options(training, images=images, epochs=epochs, steps=TINY_PRETRAINING[0], train=len(train))
+    torch.manual_seed(options.seed)
     module = module_type(config)
     source = initialise(module.encoder, init) if init else None
     record = {"verb": "pretrain", "system": system, "preset": preset, "model": asdict(config), "init": init}
@@ -188,27 +138,11 @@ def adapt_backbone(
     image_size: int | None = None,
     fraction: float = 1.0,
     shots: int | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
     lr: float | None = None,
     layer_decay: float | None = None,
-    accumulate: int = 1,
-    seed: int = 0,
-    precision: Literal["32", "bf16", "16"] = "32",
-    devices: int = 1,
-    nodes: int = 1,
-    strategy: str = "auto",
-    accelerator: str = "auto",
-    compile: bool = False,
-    channels_last: bool = False,
-    ema: float = 0.0,
-    workers: int = 0,
-    save_every: int = 100,
-    val_every: int | None = None,
-    grad_clip: float | None = None,
-    deterministic: bool = False,
     resume: bool = False,
     progress: bool = True,
+    **training: Any,
 ) -> dict[str, Any]:
     """Adapt a backbone to a task with the labels of a table's training images.
 
@@ -228,27 +162,12 @@ def adapt_backbone(
         image_size: pixels of the side; by default the backbone's.
         fraction: of the training patients whose labels are used.
         shots: labelled images per class, in place of a fraction.
-        steps: optimiser steps; by default the preset's.
-        batch_size: images per process and batch; by default the preset's.
         lr: peak learning rate of the head, as it is; by default the preset's, scaled with the images a step.
         layer_decay: factor from one layer's learning rate to the one below; by default the preset's.
-        accumulate: batches per step.
-        seed: of the head, order, views and the choice of labels.
-        precision: 32, bf16 or 16 (mixed).
-        devices: processes on this machine.
-        nodes: machines.
-        strategy: auto, ddp, fsdp or another of Lightning's.
-        accelerator: auto, cpu or gpu.
-        compile: use torch.compile.
-        channels_last: memory layout of convolutions.
-        ema: decay of an average of the weights, which is then what is saved; 0 for none.
-        workers: processes that read and augment.
-        save_every: steps between checkpoints.
-        val_every: steps between validations; by default a tenth of the run.
-        grad_clip: largest gradient norm; by default the preset's.
-        deterministic: prefer reproducible kernels on a GPU.
         resume: continue this run.
         progress: show a progress bar.
+        training: fields of `TrainConfig`: steps, batch_size, seed, precision, devices, ...; steps and batch_size are
+            the preset's by default.
 
     Returns:
         step, loss, val, history of the training curve, and the run folder's path.
@@ -262,6 +181,7 @@ def adapt_backbone(
     names = class_names(table, task, classes)
     if task == "classification" and classes:
         train, val = (_with_labels(part, names) for part in (train, val))
+    seed = training.get("seed") or 0
     train = few_labels(train, fraction=fraction, shots=shots, seed=seed)
     torch.manual_seed(seed)
     encoder, card = open_backbone(backbone, image_size=image_size)
@@ -270,26 +190,7 @@ def adapt_backbone(
     if preset not in PRESETS:
         raise ConfigError(f"unknown preset {preset!r}", remedy=nearest(preset, PRESETS))
     epochs, images = (0, TINY_ADAPTATION[1]) if preset == "tiny" else ADAPTATION[task]
-    per_process = batch_size or max(1, images // (devices * nodes * accumulate))
-    options = TrainConfig(
-        steps=steps or _steps(epochs, TINY_ADAPTATION[0], len(train), per_process * devices * nodes * accumulate),
-        batch_size=per_process,
-        accumulate=accumulate,
-        precision=precision,
-        devices=devices,
-        nodes=nodes,
-        strategy=strategy,
-        accelerator=accelerator,
-        compile=compile,
-        channels_last=channels_last,
-        ema=ema,
-        workers=workers,
-        seed=seed,
-        save_every=save_every,
-        val_every=val_every,
-        grad_clip=grad_clip,
-        deterministic=deterministic,
-    )
+    options = _options(training, images=images, epochs=epochs, steps=TINY_ADAPTATION[0], train=len(train))
     config = PRESETS[preset][task].scaled(options.images_per_step)
     if lr is not None:
         config = replace(config, lr=lr, warmup_lr=min(config.warmup_lr, lr), min_lr=min(config.min_lr, lr))
@@ -349,8 +250,19 @@ def _with_labels(table: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
     return table.filter(pl.col("labels").list.set_intersection(list(names)).list.len() > 0)
 
 
-def _steps(epochs: int, steps: int, images: int, per_step: int) -> int:
-    return math.ceil(epochs * images / per_step) if epochs else steps
+def _options(given: Mapping[str, Any], *, images: int, epochs: int, steps: int, train: int) -> TrainConfig:
+    """How to train: what was given, and the preset's images a step and epochs (or, without epochs, steps)."""
+    known = [item.name for item in fields(TrainConfig)]
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"no training option is called {name!r}", remedy=nearest(name, known))
+    said = {name: value for name, value in given.items() if value is not None}
+    options = TrainConfig(**{"steps": 1, "batch_size": 1, **said})
+    if "batch_size" not in said:
+        options = replace(options, batch_size=max(1, images // options.images_per_step))
+    if "steps" not in said:
+        options = replace(options, steps=math.ceil(epochs * train / options.images_per_step) if epochs else steps)
+    return options
 
 
 def _open(
