@@ -44,8 +44,6 @@ def labelled(
     Raises:
         VesaliusError: an image with several of the classes, or none, to classify.
     """
-    dataset = ImageDataset(table, contract, task=task, cache=cache)
-    dataset.classes = tuple(classes)
     if task == "classification":
         count = table["labels"].list.set_intersection(list(classes)).list.len()
         bad = table.filter(count != 1)
@@ -55,8 +53,7 @@ def labelled(
                 f" {shorten(bad['path'].to_list())}",
                 remedy="choose classes that exclude each other with --classes",
             )
-        dataset.multilabel = False
-    return dataset
+    return ImageDataset(table, contract, task=task, classes=classes, cache=cache)
 
 
 def few_labels(table: pl.DataFrame, *, fraction: float = 1.0, shots: int | None = None, seed: int = 0) -> pl.DataFrame:

@@ -90,9 +90,8 @@ class ImageDataset(Dataset[Sample]):
         self._rows = table.to_dicts()
         known = {"classification": label_names, "segmentation": mask_names}.get(task or "", lambda table: ())(table)
         self.classes = tuple(classes) or known
-        for name in self.classes:
-            if known and name not in known:
-                raise ConfigError(f"no image has the class {name!r}", remedy=nearest(name, known))
+        if known and not set(known) & set(self.classes):  # a rare class need not occur in every part of a table
+            raise ConfigError(f"no image has the class {self.classes[0]!r}", remedy=nearest(self.classes[0], known))
         found = [len(set(row["labels"]) & set(self.classes)) for row in self._rows]
         self.multilabel = task == "classification" and any(
             count > 1 or not row["labels"] for count, row in zip(found, self._rows, strict=True)
