@@ -1,9 +1,10 @@
 """The main job on data of its own: phantoms in, a page out.
 
-An ultrasound collection is generated and indexed; USFM and a plain masked autoencoder are pre-trained on it with equal
-data, steps and trunk; both, and the same trunk with random weights, are adapted to classification, segmentation and
-enhancement with few labels; all are scored on patients that nobody saw. Several seeds, two processes, every step
-resumable: a demo that was interrupted goes on where it stopped.
+An ultrasound collection is generated and indexed; USFM, Deblurring MIM and a plain masked autoencoder are pre-trained
+on it with equal data, steps and trunk; these, and the same trunk with random weights, are adapted to classification,
+segmentation and enhancement with few labels; all are scored on patients that nobody saw. Several seeds, two processes,
+every step resumable: a demo that was interrupted goes on where it stopped. With a table of one's own it is the same
+comparison on real images, for the tasks that the table has labels of.
 """
 
 from __future__ import annotations
@@ -21,12 +22,19 @@ from typing import Any
 import numpy as np
 
 from vesalius.data.progress import track
+from vesalius.errors import VesaliusError
 from vesalius.files import output_folder
 
-ARMS = {"usfm": "USFM", "mae": "masked autoencoder", "scratch": "from scratch"}
+ARMS = {
+    "usfm": "USFM",
+    "deblurring": "Deblurring MIM",
+    "mae": "masked autoencoder",
+    "scratch": "from scratch",
+}
 """Arm -> its name on the page."""
 PRETRAINED: dict[str, tuple[str, dict[str, Any]]] = {
     "usfm": ("usfm", {}),
+    "deblurring": ("deblurring", {}),
     "mae": ("deblurring", {"blur": None, "loss_on": "removed"}),  # He 2022: nothing is blurred
 }
 """Arm -> system, and what differs from its tiny preset."""
@@ -44,6 +52,7 @@ class Plan:
 
     Args:
         out: the folder.  table: the collection's index.
+        tasks: those that the table has labels of.
         seeds: pre-trainings and adaptations per arm.
         pretrain_steps, adapt_steps: optimiser steps, the same for every arm.
         fraction: of the training patients whose labels are used.
@@ -51,6 +60,7 @@ class Plan:
 
     out: Path
     table: Path
+    tasks: tuple[str, ...]
     seeds: int
     pretrain_steps: int
     adapt_steps: int
@@ -70,7 +80,7 @@ class Plan:
 
     def adaptations(self) -> list[tuple[str, str, int]]:
         """(task, arm, seed) of each."""
-        return [(task, arm, seed) for seed in range(self.seeds) for task in TASKS for arm in ARMS]
+        return [(task, arm, seed) for seed in range(self.seeds) for task in self.tasks for arm in ARMS]
 
 
 def demo(
@@ -88,7 +98,7 @@ def demo(
 
     Args:
         out: the folder; what it holds already is not done again.
-        data: a table of your own (images with masks, labels and clean targets) in place of phantoms.
+        data: a table of your own, in place of phantoms; its masks, labels and clean targets say which tasks there are.
         n: number of phantoms.
         seeds: pre-trainings and adaptations per arm.
         pretrain_steps: optimiser steps of each pre-training.
@@ -98,7 +108,7 @@ def demo(
     """
     folder = output_folder(out)
     table = Path(data) if data else _collection(folder, n, workers)
-    plan = Plan(folder, table, seeds, pretrain_steps, adapt_steps, fraction)
+    plan = Plan(folder, table, _tasks(table), seeds, pretrain_steps, adapt_steps, fraction)
     with _pool(workers) as pool:
         for text, jobs, work in (
             ("pre-training", plan.pretrainings(), _pretrain),
@@ -124,6 +134,21 @@ def _collection(folder: Path, n: int, workers: int) -> Path:
         phantom("ultrasound", folder / f"ultrasound-{n}", n=n, workers=workers)
         index(folder / f"ultrasound-{n}", table, val=0.15, test=0.3)
     return table
+
+
+def _tasks(path: Path) -> tuple[str, ...]:
+    """The tasks that a table has training and test images of."""
+    from vesalius.data.table import load_table, select
+
+    table = load_table(path)
+    found = [task for task in TASKS if all(len(select(table, split=part, task=task)) for part in ("train", "test"))]
+    if not found:
+        raise VesaliusError(
+            "has no labels, masks or clean targets with a training and a test split",
+            path=path,
+            remedy="index it with them",
+        )
+    return tuple(found)
 
 
 def _pretrain(plan: Plan, arm: str, seed: int) -> None:
@@ -202,7 +227,8 @@ def scores(plan: Plan) -> dict[str, dict[str, dict[str, list[float]]]]:
     from vesalius.evaluation.results import Result
 
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for task, names in TASKS.items():
+    for task in plan.tasks:
+        names = TASKS[task]
         found[task] = {name: {arm: [] for arm in ARMS} for name in names}
         for arm in ARMS:
             for seed in range(plan.seeds):

@@ -52,15 +52,15 @@ def demo_page(plan: Plan) -> Path:
         Heading("Learning curves"),
         *_curves(plan),
         Heading("What adaptation gives"),
-        *_masks(plan, table),
-        *_enhanced(plan, table),
+        *(_masks(plan, table) if "segmentation" in plan.tasks else []),
+        *(_enhanced(plan, table) if "enhancement" in plan.tasks else []),
         Heading("The collection"),
         *_collection(table),
         Heading("How it was done"),
         *_method(plan, table),
     ]
     subtitle = (
-        f"USFM pre-trained on {_count(table, 'train')} ultrasound images without labels, then adapted to three tasks "
+        f"Pre-trained on {_count(table, 'train')} ultrasound images without labels, adapted to {', '.join(plan.tasks)} "
         f"with {plan.fraction:.0%} of the labels, beside a masked autoencoder and training from scratch"
     )
     page = Page(
@@ -71,8 +71,8 @@ def demo_page(plan: Plan) -> Path:
 
 def _cards(found: Scores) -> list[Card]:
     cards = []
-    for task, names in TASKS.items():
-        name, label = next(iter(names.items()))
+    for task in found:
+        name, label = next(iter(TASKS[task].items()))
         values, base = np.array(found[task][name]["usfm"]), np.array(found[task][name]["scratch"])
         note = f"{label} of USFM; {_signed(_mean(values - base), name)} against from scratch"
         cards.append(Card(task, _number(_mean(values), name), note))
@@ -82,15 +82,15 @@ def _cards(found: Scores) -> list[Card]:
 def _summary(found: Scores, plan: Plan) -> str:
     """What came out, in words that the numbers choose."""
     lines = []
-    for task, names in TASKS.items():
-        name, label = next(iter(names.items()))
-        for other in ("scratch", "mae"):
-            gain = np.array(found[task][name]["usfm"]) - np.array(found[task][name][other])
-            lines.append(f"- **{task}**, {label}, USFM against {ARMS[other]}: {_verdict(gain, name)}")
+    for task in found:
+        name, label = next(iter(TASKS[task].items()))
+        for arm, other in (("usfm", "scratch"), ("usfm", "mae"), ("deblurring", "scratch"), ("deblurring", "mae")):
+            gain = np.array(found[task][name][arm]) - np.array(found[task][name][other])
+            lines.append(f"- **{task}**, {label}, {ARMS[arm]} against {ARMS[other]}: {_verdict(gain, name)}")
     return (
         "\n".join(lines)
         + f"\n\nA difference counts as a gain or a loss if it has the same sign in all {plan.seeds} seeds and its mean "
-        "is greater than its standard deviation. These are phantoms, tiny networks and minutes of training: the page "
+        "is greater than its standard deviation. These are small data, tiny networks and minutes of training: the page "
         "shows that the path works from files to figures, not what the published models can do."
     )
 
@@ -124,8 +124,8 @@ def _signed(value: float, name: str) -> str:
 
 def _score_figure(found: Scores) -> Any:
     panels, chance = {}, {}
-    for task, names in TASKS.items():
-        for name, label in names.items():
+    for task in found:
+        for name, label in TASKS[task].items():
             title = f"{task}: {label}" + (" (lower is better)" if name in LOWER else "")
             panels[title] = {ARMS[arm]: values for arm, values in found[task][name].items()}
             if name in CHANCE:
@@ -134,17 +134,16 @@ def _score_figure(found: Scores) -> Any:
 
 
 def _score_table(found: Scores) -> Table:
-    labels = [SHORT.get(label, label) for names in TASKS.values() for label in names.values()]
+    scored = [(task, name) for task in found for name in TASKS[task]]
+    labels = [SHORT.get(TASKS[task][name], TASKS[task][name]) for task, name in scored]
     rows = []
     for arm, title in ARMS.items():
         cells = []
-        for task, names in TASKS.items():
-            for name in names:
-                values = np.array(found[task][name][arm])
-                cells.append((_mean(values), _spread(values)))
+        for task, name in scored:
+            values = np.array(found[task][name][arm])
+            cells.append((_mean(values), _spread(values)))
         rows.append([title, *cells])
-    scored = [name for names in TASKS.values() for name in names]
-    best = {label: "min" if name in LOWER else "max" for label, name in zip(labels, scored, strict=True)}
+    best = {label: "min" if name in LOWER else "max" for label, (_, name) in zip(labels, scored, strict=True)}
     return Table(["arm", *labels], rows, "Mean ± standard deviation over seeds; the best of a column is marked.", best)
 
 
@@ -153,6 +152,8 @@ def _restorations(plan: Plan, table: pl.DataFrame) -> list[Block]:
     words = {
         "usfm": "**USFM**: blocks of pixels take the image's mean and rings of the spectrum are stopped (the dark "
         "rings); the network fills both.",
+        "deblurring": "**Deblurring MIM**: the image is blurred, three quarters of the patches are dropped, and the "
+        "sharp image is restored everywhere.",
         "mae": "**Masked autoencoder**: three quarters of the patches are dropped; the spectrum is not looked at.",
     }
     rows = select(table, split="val").unique("organ", keep="first", maintain_order=True)[:3]
@@ -266,7 +267,7 @@ def _method(plan: Plan, table: pl.DataFrame) -> list[Block]:
         Text(
             f"- Every arm: the same trunk (ViT, 64 px, patches of 8, width 96, depth 4), {plan.pretrain_steps} steps "
             f"of 32 images without labels, then {plan.adapt_steps} steps of 16 images on the labels of about {few} "
-            "patients, all weights trained; USFM's trunk has relative positions, the autoencoder's has fixed ones.\n"
+            "patients, all weights trained; USFM's trunk has relative positions, the autoencoders' have fixed ones.\n"
             "- From scratch: USFM's trunk with random weights, adapted in the same way.\n"
             f"- {plan.seeds} seeds: each its own pre-training, head, order and choice of labelled patients.\n"
             "- Scores at the images' own size, on patients of the test split."
