@@ -39,7 +39,7 @@ PRETRAINED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Arm -> system, and what differs from its tiny preset."""
 TASKS = {
-    "segmentation": {"dice": "Dice", "hd95": "HD95 (mm)"},
+    "segmentation": {"dice": "Dice", "hd95": "HD95"},
     "classification": {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC"},
     "enhancement": {"psnr": "PSNR (dB)", "ssim": "SSIM"},
 }
@@ -220,6 +220,17 @@ def _silent() -> Iterator[None]:
     """Two processes must not print into each other's lines."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
+
+
+def labels(plan: Plan) -> dict[str, str]:
+    """Score -> its name; HD95 is in mm where the files say how large a pixel is."""
+    from vesalius.evaluation.results import Result
+
+    names = {name: label for task in plan.tasks for name, label in TASKS[task].items()}
+    if "hd95" in names:
+        unit = Result.load(plan.adapted("segmentation", "usfm", 0) / "results.json").metrics["hd95_unit"]
+        names["hd95"] = f"HD95 ({unit})"
+    return names
 
 
 def scores(plan: Plan) -> dict[str, dict[str, dict[str, list[float]]]]:

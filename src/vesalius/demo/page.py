@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +19,8 @@ from vesalius.adapt.networks import load_task
 from vesalius.data.datasets import EvalView, ImageDataset, generator
 from vesalius.data.sampling import organ_weights
 from vesalius.data.table import load_table, select
-from vesalius.demo import ARMS, PRETRAINED, TASKS, Plan, scores
+from vesalius.demo import ARMS, PRETRAINED, TASKS, Plan, labels, scores
+from vesalius.files import write_text
 from vesalius.images import overlay, read
 from vesalius.pretrain import system
 from vesalius.pretrain.usfm import PRESETS
@@ -31,22 +34,25 @@ Scores = Mapping[str, Mapping[str, Mapping[str, list[float]]]]
 LOWER = {"hd95"}
 """Scores of which less is better."""
 CHANCE = {"auroc": 0.5}
-SHORT = {"balanced accuracy": "bal. acc.", "HD95 (mm)": "HD95, mm", "PSNR (dB)": "PSNR, dB"}
+SHORT = {"balanced accuracy": "bal. acc.", "PSNR (dB)": "PSNR, dB"}
 """Headings for a table of six columns."""
 
 
 def demo_page(plan: Plan) -> Path:
-    """Write OUT/index.html from the runs of a finished plan."""
+    """Write OUT/index.html, and OUT/results.json, from the runs of a finished plan."""
     found = scores(plan)
     table = load_table(plan.table)
+    _write_results(plan, found, table)
     blocks: list[Block] = [
         Cards(_cards(found)),
         Text(_summary(found, plan)),
         Heading("Scores on unseen patients"),
         Figure(
-            _score_figure(found), "Each point is a seed: its own pre-training and its own choice of labels.", wide=True
+            _score_figure(found, labels(plan)),
+            "Each point is a seed: its own pre-training and its own choice of labels.",
+            wide=True,
         ),
-        _score_table(found),
+        _score_table(found, labels(plan)),
         Heading("What pre-training sees and restores"),
         *_restorations(plan, table),
         Heading("Learning curves"),
@@ -67,6 +73,26 @@ def demo_page(plan: Plan) -> Path:
         "From a folder of ultrasound images to a foundation model", subtitle, blocks, footer=f"Vesalius {__version__}"
     )
     return page.save(plan.out / "index.html")
+
+
+def _write_results(plan: Plan, found: Scores, table: pl.DataFrame) -> None:
+    """The numbers of the page, for others to read."""
+    results = {
+        "arms": ARMS,
+        "labels": labels(plan),
+        "scores": found,
+        "setup": {
+            "seeds": plan.seeds,
+            "pretrain_steps": plan.pretrain_steps,
+            "adapt_steps": plan.adapt_steps,
+            "fraction": plan.fraction,
+            "train": _count(table, "train"),
+            "test": _count(table, "test"),
+        },
+        "environment": environment(),
+    }
+    text = json.dumps(results, indent=2, default=str)
+    write_text(plan.out / "results.json", re.sub(r"\bNaN\b", "null", text) + "\n")
 
 
 def _cards(found: Scores) -> list[Card]:
@@ -122,20 +148,20 @@ def _signed(value: float, name: str) -> str:
     return ("+" if value >= 0 else "−") + _number(abs(value), name)
 
 
-def _score_figure(found: Scores) -> Any:
+def _score_figure(found: Scores, names: Mapping[str, str]) -> Any:
     panels, chance = {}, {}
     for task in found:
-        for name, label in TASKS[task].items():
-            title = f"{task}: {label}" + (" (lower is better)" if name in LOWER else "")
+        for name in TASKS[task]:
+            title = f"{task}: {names[name]}" + (" (lower is better)" if name in LOWER else "")
             panels[title] = {ARMS[arm]: values for arm, values in found[task][name].items()}
             if name in CHANCE:
                 chance[title] = CHANCE[name]
     return arms(panels, chance=chance, columns=2)
 
 
-def _score_table(found: Scores) -> Table:
+def _score_table(found: Scores, names: Mapping[str, str]) -> Table:
     scored = [(task, name) for task in found for name in TASKS[task]]
-    labels = [SHORT.get(TASKS[task][name], TASKS[task][name]) for task, name in scored]
+    columns = [SHORT.get(names[name], names[name]) for _, name in scored]
     rows = []
     for arm, title in ARMS.items():
         cells = []
@@ -143,8 +169,8 @@ def _score_table(found: Scores) -> Table:
             values = np.array(found[task][name][arm])
             cells.append((_mean(values), _spread(values)))
         rows.append([title, *cells])
-    best = {label: "min" if name in LOWER else "max" for label, (_, name) in zip(labels, scored, strict=True)}
-    return Table(["arm", *labels], rows, "Mean ± standard deviation over seeds; the best of a column is marked.", best)
+    best = {label: "min" if name in LOWER else "max" for label, (_, name) in zip(columns, scored, strict=True)}
+    return Table(["arm", *columns], rows, "Mean ± standard deviation over seeds; the best of a column is marked.", best)
 
 
 def _restorations(plan: Plan, table: pl.DataFrame) -> list[Block]:
