@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import os
@@ -11,10 +12,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,55 @@ def interleaved(sides: dict[str, Callable[[], object]], *, repeats: int, warmup:
     finally:
         gc.enable()
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def compare_steps(
+    file: str,
+    description: str,
+    sizes: Mapping[str, tuple[Any, int]],
+    sides: Callable[[Any, int], dict[str, Callable[[], Callable[[], object]]]],
+    *,
+    peer: str,
+    labels: Mapping[str, str],
+) -> None:
+    """The command line of a benchmark of training steps: time the sides in turns, take their memory apart.
+
+    Args:
+        file: the benchmark's own path, run again for each side's memory (``--only``).
+        description: of its help.
+        sizes: name -> configuration and batch.
+        sides: (configuration, batch) -> what builds each side's step.
+        peer: the side that is not ours.
+        labels: our side -> what its row calls the peer.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--size", choices=sizes, default="small")
+    parser.add_argument("--batch", type=int, help="images a step")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--only", choices=(*labels, peer))
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    config, batch = sizes[options.size]
+    batch = options.batch or batch
+    build = sides(config, batch)
+    if options.only:
+        imports = peak_mb()
+        run = build[options.only]()
+        for _ in range(3):
+            run()
+        print(json.dumps([{"mb": peak_mb() - imports}]))
+        return
+    seconds = interleaved({name: make() for name, make in build.items()}, repeats=options.repeats)
+    words = ("--size", options.size, "--batch", str(batch), "--threads", str(options.threads))
+    memory = {name: fresh(file, *words, "--only", name)[0]["mb"] for name in build}
+    rows = []
+    for name, label in labels.items():
+        work = f"{name} step, batch {batch}"
+        rows.append(Row(work, label, "ms", 1e3 * seconds[name], 1e3 * seconds[peer], options.repeats))
+        rows.append(Row(f"{work}: peak memory", label, "MB", memory[name], memory[peer], 1))
+    show(rows, as_json=options.json)
 
 
 def peak_mb() -> float:

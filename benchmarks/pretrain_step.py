@@ -9,8 +9,6 @@ loss is on all patches, stands beside lightly's plain one to show what it costs;
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -22,7 +20,7 @@ from torch import Tensor, nn
 
 from vesalius.pretrain.deblurring import PRESETS, Deblurring, DeblurringConfig
 
-from measure import Row, fresh, interleaved, peak_mb, show
+from measure import compare_steps
 
 PAPER = PRESETS["paper"]
 SIZES = {  # configuration, batch
@@ -102,38 +100,12 @@ def sides(config: DeblurringConfig, batch: int) -> dict[str, Callable[[], Callab
     }
 
 
-def main() -> None:
-    """Measure and show; with --only, do some steps of one side and tell what the peak memory rose by."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--batch", type=int, help="images a step")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--only", choices=("mae", "deblurring", "lightly"))
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    config, batch = SIZES[options.size]
-    batch = options.batch or batch
-    build = sides(config, batch)
-    if options.only:
-        imports = peak_mb()
-        run = build[options.only]()
-        for _ in range(3):
-            run()
-        print(json.dumps([{"mb": peak_mb() - imports}]))
-        return
-
-    seconds = interleaved({name: make() for name, make in build.items()}, repeats=options.repeats)
-    words = ("--size", options.size, "--batch", str(batch), "--threads", str(options.threads))
-    memory = {name: fresh(__file__, *words, "--only", name)[0]["mb"] for name in build}
-    rows = []
-    for name, peer in (("mae", "lightly MAE"), ("deblurring", "lightly MAE (plain)")):
-        work = f"{name} step, batch {batch}"
-        rows.append(Row(work, peer, "ms", 1e3 * seconds[name], 1e3 * seconds["lightly"], options.repeats))
-        rows.append(Row(f"{work}: peak memory", peer, "MB", memory[name], memory["lightly"], 1))
-    show(rows, as_json=options.json)
-
-
 if __name__ == "__main__":
-    main()
+    compare_steps(
+        __file__,
+        __doc__.splitlines()[0],
+        SIZES,
+        sides,
+        peer="lightly",
+        labels={"mae": "lightly MAE", "deblurring": "lightly MAE (plain)"},
+    )

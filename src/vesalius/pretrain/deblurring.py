@@ -6,7 +6,7 @@ blurred the same way: the blur is part of the input contract. A hierarchical enc
 transformer) keeps features of several scales.
 
     Q. Kang et al., "Deblurring masked image modeling for ultrasound image analysis", Medical Image Analysis 97, 103256,
-    2024. doi:10.1016/j.media.2024.103256 (first at MICCAI 2023, doi:10.1007/978-3-031-43907-0_34)
+    2024. doi:10.1016/j.media.2024.103256 (first at MICCAI 2023, arXiv:2306.08249)
 
 Built on MAE (He 2022, doi:10.1109/CVPR52688.2022.01553) and ConvMAE (Gao 2022). With ``blur=None, loss_on="removed"``
 this is the plain masked autoencoder. What differs from the authors' code: the blur is computed while loading, not in
@@ -116,6 +116,7 @@ class DeblurringConfig:
                 depth=self.depth,
                 heads=self.heads,
                 positions=self.positions,
+                pool="mean",  # as its classifiers read it
             )
             return ViT(vit)
         if self.patch_size != 16 or self.positions != "sincos":
