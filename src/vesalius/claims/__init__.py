@@ -13,7 +13,13 @@ CLAIMS = {"usfm": "vesalius.claims.usfm", "deblurring": "vesalius.claims.deblurr
 
 
 def claim(
-    system: str, *, out: Path, seeds: int = 3, data: Path | None = None, workers: int = 2, steps: int | None = None
+    system: str,
+    *,
+    out: str | Path,
+    seeds: int = 3,
+    data: str | Path | None = None,
+    workers: int = 2,
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """Run a system's claim with every control arm, judge it and leave a page.
 
@@ -34,6 +40,13 @@ def claim(
     Raises:
         ConfigError: there is no such claim.
         VesaliusError: `out` holds a claim run with another set-up, or the table lacks what is needed.
+
+    It takes minutes; a name that is not known is told at once:
+
+    >>> claim("usmf", out="claims/usfm")
+    Traceback (most recent call last):
+    ...
+    vesalius.errors.ConfigError: unknown claim 'usmf'; did you mean 'usfm'? known: deblurring, usfm
     """
     if system not in CLAIMS:
         raise ConfigError(f"unknown claim {system!r}", remedy=nearest(system, CLAIMS))

@@ -88,6 +88,14 @@ def index(
     Raises:
         VesaliusError: the folder holds no usable image, the output cannot be written, or the dataset's own split puts a
             patient in two sets.
+
+    >>> import tempfile
+    >>> from vesalius import phantom
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = phantom("ultrasound", folder / "us", n=6, size=32)
+    >>> table = index(folder / "us", folder / "us.parquet")
+    >>> table.height, table["modality"][0], table["mask_classes"].to_list()[0]
+    (6, 'US', ['lesion'])
     """
     output = parquet_path(output)
     if frames != "all" and (not isinstance(frames, int) or frames < 1):

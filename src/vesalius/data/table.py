@@ -116,6 +116,14 @@ def load_table(paths: str | Path | Sequence[str | Path]) -> pl.DataFrame:
     Raises:
         VesaliusError: a table or an image is missing, a column is missing or unknown, an image is in two tables, or
             `check_splits` finds one patient in two splits.
+
+    >>> import tempfile
+    >>> from vesalius import index, phantom
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = phantom("ultrasound", folder / "us", n=6, size=32)
+    >>> _ = index(folder / "us", folder / "us.parquet")
+    >>> Path(load_table(folder / "us.parquet")["path"][0]).is_absolute()
+    True
     """
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if not files:

@@ -70,6 +70,22 @@ def evaluate(
 
     Raises:
         VesaliusError: the split is empty or holds patients that the run was trained or chosen on; nothing to score.
+
+    >>> import tempfile
+    >>> from vesalius import index, phantom
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = phantom("ultrasound", folder / "us", n=12, size=32)
+    >>> _ = index(folder / "us", folder / "us.parquet", val=0.2, test=0.4)
+    >>> from vesalius import adapt_backbone
+    >>> options = {"task": "classification", "steps": 1, "batch_size": 2, "progress": False}
+    >>> run = adapt_backbone(
+    ...     "linear", backbone="random:usfm", data=folder / "us.parquet", out=folder / "run", **options
+    ... )
+    /...run: 1 steps, loss ...
+    >>> result = evaluate(folder / "run", draws=10)
+    /...
+    >>> 0 <= result.metrics["accuracy"] <= 1
+    True
     """
     folder = RunFolder(Path(run))
     config = folder.read_config() if folder.config.is_file() else {}
@@ -153,6 +169,22 @@ def predict(
 
     Raises:
         VesaliusError: no inputs, unknown formats, an output folder of other predictions, or every input failed.
+
+    >>> import tempfile
+    >>> from vesalius import index, phantom
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = phantom("ultrasound", folder / "us", n=12, size=32)
+    >>> _ = index(folder / "us", folder / "us.parquet", val=0.2, test=0.4)
+    >>> from vesalius import adapt_backbone
+    >>> options = {"task": "classification", "steps": 1, "batch_size": 2, "progress": False}
+    >>> run = adapt_backbone(
+    ...     "linear", backbone="random:usfm", data=folder / "us.parquet", out=folder / "run", **options
+    ... )
+    /...run: 1 steps, loss ...
+    >>> counts = predict(folder / "run", folder / "us" / "breast", out=folder / "out")
+    /...
+    >>> counts["failed"], (folder / "out" / "scores.csv").exists()
+    (0, True)
     """
     task, card = load_task(run)
     task.to(_device())

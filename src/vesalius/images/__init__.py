@@ -35,6 +35,15 @@ def read(path: str | PathLike[str], frame: int | None = None) -> Image:
 
     Raises:
         UnreadableImage: whatever is wrong with the file, in one line that says what to do. Nothing else is raised.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from PIL import Image as Pillow
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Pillow.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)).save(f"{folder}/small.png")
+    ...     image = read(f"{folder}/small.png")
+    >>> image.size, image.channels, image.spacing is None
+    ((3, 4), ('gray',), True)
     """
     path = Path(path)
     return {"dicom": dicom.read_dicom, "nifti": nifti.read_nifti, "raster": raster.read_raster}[_family(path)](

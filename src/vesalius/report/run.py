@@ -54,6 +54,17 @@ def run_report(run: str | Path, *, extra: Sequence[Block] = ()) -> Path:
 
     Raises:
         VesaliusError: the folder holds no run, a file in it is damaged, or it cannot be written.
+
+    >>> import tempfile
+    >>> from vesalius import index, phantom, pretrain_system
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = phantom("ultrasound", folder / "us", n=6, size=32)
+    >>> _ = index(folder / "us", folder / "us.parquet")
+    >>> options = {"steps": 1, "batch_size": 2, "progress": False}
+    >>> run = pretrain_system("usfm", data=folder / "us.parquet", out=folder / "usfm", **options)
+    /...
+    >>> run_report(run["run"]).name
+    'report.html'
     """
     folder = RunFolder(Path(run))
     config = folder.read_config()

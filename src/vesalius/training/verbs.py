@@ -77,6 +77,17 @@ def pretrain_system(
 
     Raises:
         VesaliusError: wrong options, tables or images; a folder that holds another run.
+
+    >>> import tempfile
+    >>> from vesalius import index, phantom
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = phantom("ultrasound", folder / "us", n=12, size=32)
+    >>> _ = index(folder / "us", folder / "us.parquet", val=0.2, test=0.4)
+    >>> options = {"steps": 1, "batch_size": 2, "progress": False}
+    >>> run = pretrain_system("usfm", data=folder / "us.parquet", out=folder / "usfm", **options)
+    /...usfm: 1 steps, loss ...
+    >>> (folder / "usfm" / "weights.safetensors").exists()
+    True
     """
     module_type = system_class(system)
     presets = import_module(module_type.__module__).PRESETS
@@ -174,6 +185,24 @@ def adapt_backbone(
 
     Raises:
         VesaliusError: wrong options, tables or images; a backbone that does not load; a folder with another run.
+
+    >>> import tempfile
+    >>> from vesalius import index, phantom
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = phantom("ultrasound", folder / "us", n=12, size=32)
+    >>> _ = index(folder / "us", folder / "us.parquet", val=0.2, test=0.4)
+    >>> options = {"steps": 1, "batch_size": 2, "decoder": "linear", "progress": False}
+    >>> run = adapt_backbone(
+    ...     "full",
+    ...     backbone="random:usfm",
+    ...     task="segmentation",
+    ...     data=folder / "us.parquet",
+    ...     out=folder / "seg",
+    ...     **options,
+    ... )
+    /...seg: 1 steps, loss ...
+    >>> run["step"]
+    1
     """
     if task not in TASKS:
         raise ConfigError(f"unknown task {task!r}", remedy=nearest(task, TASKS))
