@@ -1,10 +1,10 @@
 """The main job on data of its own: phantoms in, a page out.
 
-An ultrasound collection is generated and indexed; USFM, Deblurring MIM and a plain masked autoencoder are pre-trained
-on it with equal data, steps and trunk; these, and the same trunk with random weights, are adapted to classification,
-segmentation and enhancement with few labels; all are scored on patients that nobody saw. Several seeds, two processes,
-every step resumable: a demo that was interrupted goes on where it stopped. With a table of one's own it is the same
-comparison on real images, for the tasks that the table has labels of.
+An ultrasound collection is generated and indexed; USFM and a plain masked autoencoder are pre-trained on it with equal
+data, steps and trunk (Deblurring MIM, too, where it is asked for); these, and the same trunk with random weights, are
+adapted to classification, segmentation and enhancement with few labels; all are scored on patients that nobody saw.
+Several seeds, two processes, every step resumable: a demo that was interrupted goes on where it stopped. With a table
+of one's own it is the same comparison on real images, for the tasks that the table has labels of.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import contextlib
 import io
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from vesalius.data.progress import track
-from vesalius.errors import VesaliusError
+from vesalius.errors import ConfigError, VesaliusError, nearest
 from vesalius.files import output_folder
 
 ARMS = {
@@ -52,7 +52,7 @@ class Plan:
 
     Args:
         out: the folder.  table: the collection's index.
-        tasks: those that the table has labels of.
+        tasks: those that the table has labels of.  arms: what is compared.
         seeds: pre-trainings and adaptations per arm.
         pretrain_steps, adapt_steps: optimiser steps, the same for every arm.
         fraction: of the training patients whose labels are used.
@@ -61,10 +61,21 @@ class Plan:
     out: Path
     table: Path
     tasks: tuple[str, ...]
+    arms: tuple[str, ...]
     seeds: int
     pretrain_steps: int
     adapt_steps: int
     fraction: float
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Arm -> its name on the page."""
+        return {arm: ARMS[arm] for arm in self.arms}
+
+    @property
+    def pretrained(self) -> list[str]:
+        """The arms that are pre-trained."""
+        return [arm for arm in self.arms if arm in PRETRAINED]
 
     def backbone(self, arm: str, seed: int) -> Path:
         """The run folder of a pre-training."""
@@ -76,11 +87,11 @@ class Plan:
 
     def pretrainings(self) -> list[tuple[str, int]]:
         """(arm, seed) of each."""
-        return [(arm, seed) for seed in range(self.seeds) for arm in PRETRAINED]
+        return [(arm, seed) for seed in range(self.seeds) for arm in self.pretrained]
 
     def adaptations(self) -> list[tuple[str, str, int]]:
         """(task, arm, seed) of each."""
-        return [(task, arm, seed) for seed in range(self.seeds) for task in self.tasks for arm in ARMS]
+        return [(task, arm, seed) for seed in range(self.seeds) for task in self.tasks for arm in self.arms]
 
 
 def demo(
@@ -88,9 +99,10 @@ def demo(
     out: str = "demo",
     data: str | None = None,
     n: int = 400,
+    arms: Sequence[str] = ("usfm", "mae", "scratch"),
     seeds: int = 3,
-    pretrain_steps: int = 600,
-    adapt_steps: int = 200,
+    pretrain_steps: int = 400,
+    adapt_steps: int = 150,
     fraction: float = 0.25,
     workers: int = 2,
 ) -> int:
@@ -100,15 +112,20 @@ def demo(
         out: the folder; what it holds already is not done again.
         data: a table of your own, in place of phantoms; its masks, labels and clean targets say which tasks there are.
         n: number of phantoms.
+        arms: what is compared: usfm, deblurring, mae, scratch; usfm and scratch are always among them.
         seeds: pre-trainings and adaptations per arm.
         pretrain_steps: optimiser steps of each pre-training.
         adapt_steps: optimiser steps of each adaptation.
         fraction: of the training patients whose labels are used.
         workers: processes, one thread each.
     """
+    for arm in arms:
+        if arm not in ARMS:
+            raise ConfigError(f"no arm is called {arm!r}", remedy=nearest(arm, ARMS))
+    chosen = tuple(arm for arm in ARMS if arm in {*arms, "usfm", "scratch"})
     folder = output_folder(out)
     table = Path(data) if data else _collection(folder, n, workers)
-    plan = Plan(folder, table, _tasks(table), seeds, pretrain_steps, adapt_steps, fraction)
+    plan = Plan(folder, table, _tasks(table), chosen, seeds, pretrain_steps, adapt_steps, fraction)
     with _pool(workers) as pool:
         for text, jobs, work in (
             ("pre-training", plan.pretrainings(), _pretrain),
@@ -240,8 +257,8 @@ def scores(plan: Plan) -> dict[str, dict[str, dict[str, list[float]]]]:
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for task in plan.tasks:
         names = TASKS[task]
-        found[task] = {name: {arm: [] for arm in ARMS} for name in names}
-        for arm in ARMS:
+        found[task] = {name: {arm: [] for arm in plan.arms} for name in names}
+        for arm in plan.arms:
             for seed in range(plan.seeds):
                 result = Result.load(plan.adapted(task, arm, seed) / "results.json")
                 for name in names:

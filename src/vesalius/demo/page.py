@@ -52,7 +52,7 @@ def demo_page(plan: Plan) -> Path:
             "Each point is a seed: its own pre-training and its own choice of labels.",
             wide=True,
         ),
-        _score_table(found, labels(plan)),
+        _score_table(plan, found, labels(plan)),
         Heading("What pre-training sees and restores"),
         *_restorations(plan, table),
         Heading("Learning curves"),
@@ -78,7 +78,7 @@ def demo_page(plan: Plan) -> Path:
 def _write_results(plan: Plan, found: Scores, table: pl.DataFrame) -> None:
     """The numbers of the page, for others to read."""
     results = {
-        "arms": ARMS,
+        "arms": plan.named,
         "labels": labels(plan),
         "scores": found,
         "setup": {
@@ -110,7 +110,8 @@ def _summary(found: Scores, plan: Plan) -> str:
     lines = []
     for task in found:
         name, label = next(iter(TASKS[task].items()))
-        for arm, other in (("usfm", "scratch"), ("usfm", "mae"), ("deblurring", "scratch"), ("deblurring", "mae")):
+        pairs = [(arm, other) for arm in ("usfm", "deblurring") for other in ("scratch", "mae")]
+        for arm, other in (pair for pair in pairs if set(pair) <= set(plan.arms)):
             gain = np.array(found[task][name][arm]) - np.array(found[task][name][other])
             lines.append(f"- **{task}**, {label}, {ARMS[arm]} against {ARMS[other]}: {_verdict(gain, name)}")
     return (
@@ -159,11 +160,11 @@ def _score_figure(found: Scores, names: Mapping[str, str]) -> Any:
     return arms(panels, chance=chance, columns=2)
 
 
-def _score_table(found: Scores, names: Mapping[str, str]) -> Table:
+def _score_table(plan: Plan, found: Scores, names: Mapping[str, str]) -> Table:
     scored = [(task, name) for task in found for name in TASKS[task]]
     columns = [SHORT.get(names[name], names[name]) for _, name in scored]
     rows = []
-    for arm, title in ARMS.items():
+    for arm, title in plan.named.items():
         cells = []
         for task, name in scored:
             values = np.array(found[task][name][arm])
@@ -184,7 +185,7 @@ def _restorations(plan: Plan, table: pl.DataFrame) -> list[Block]:
     }
     rows = select(table, split="val").unique("organ", keep="first", maintain_order=True)[:3]
     blocks: list[Block] = []
-    for arm in PRETRAINED:
+    for arm in plan.pretrained:
         module = _module(plan, arm)
         blurs = module.contract.blur is not None
         images = ImageDataset(rows, module.contract, sharp=blurs)
@@ -211,7 +212,7 @@ def _curves(plan: Plan) -> list[Block]:
         curve = pl.read_csv(RunFolder(folder).metrics)
         return {name: curve[name].cast(pl.Float64).fill_null(np.nan).to_numpy() for name in curve.columns}
 
-    pretrained = {ARMS[arm]: history(plan.backbone(arm, 0)) for arm in PRETRAINED}
+    pretrained = {ARMS[arm]: history(plan.backbone(arm, 0)) for arm in plan.pretrained}
     names = ["train/loss", "val/loss"]
     blocks: list[Block] = [
         Figure(
@@ -234,7 +235,7 @@ def _masks(plan: Plan, table: pl.DataFrame) -> list[Block]:
         image = read(rows["path"][i], rows["frame"][i])
         truth = np.asarray(images[i]["mask"])
         items = [(overlay(image, truth, classes=card.classes), f"{rows['organ'][i]}: truth")]
-        for arm, title in ARMS.items():
+        for arm, title in plan.named.items():
             network, network_card = load_task(plan.adapted("segmentation", arm, 0))
             view = EvalView(network_card.contract)(images[i], generator(0, i))
             mask = network.labels(network.predict(view["image"].unsqueeze(0))[0], truth.shape)
