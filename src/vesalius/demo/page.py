@@ -300,7 +300,7 @@ def _method(plan: Plan, table: pl.DataFrame) -> list[Block]:
             "- Scores at the images' own size, on patients of the test split."
         ),
         Code(
-            "vesalius phantom ultrasound --n 400 --out us\n"
+            "vesalius phantom ultrasound --n 300 --out us\n"
             "vesalius index us -o us.parquet\n"
             "vesalius pretrain usfm --data us.parquet --preset tiny --out runs/usfm\n"
             "vesalius adapt full --backbone runs/usfm --task segmentation --data us.parquet --out runs/seg\n"
