@@ -294,7 +294,7 @@ def _method(plan: Plan, table: pl.DataFrame) -> list[Block]:
         Text(
             f"- Every arm: the same trunk (ViT, 64 px, patches of 8, width 96, depth 4), {plan.pretrain_steps} steps "
             f"of 32 images without labels, then {plan.adapt_steps} steps of 16 images on the labels of about {few} "
-            "patients, all weights trained; USFM's trunk has relative positions, the autoencoders' have fixed ones.\n"
+            "patients, all weights trained; USFM's trunk learns its positions, the autoencoders' have fixed ones.\n"
             "- From scratch: USFM's trunk with random weights, adapted in the same way.\n"
             f"- {plan.seeds} seeds: each its own pre-training, head, order and choice of labelled patients.\n"
             "- Scores at the images' own size, on patients of the test split."

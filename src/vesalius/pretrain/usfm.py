@@ -137,6 +137,7 @@ PRESETS = {
         width=96,
         depth=4,
         heads=4,
+        positions="learned",  # in short runs the loss falls twice as fast as with a relative bias that starts at zero
         layer_scale=None,
         drop_path=0.0,
         mask_block=16,
