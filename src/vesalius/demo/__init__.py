@@ -156,14 +156,16 @@ def _collection(folder: Path, n: int, workers: int) -> Path:
 
 
 def _tasks(path: Path) -> tuple[str, ...]:
-    """The tasks that a table has training and test images of."""
-    from vesalius.data.table import load_table, select
+    """The tasks that a table has training and test images of; one label alone is nothing to tell apart."""
+    from vesalius.data.table import label_names, load_table, select
 
     table = load_table(path)
     found = [task for task in TASKS if all(len(select(table, split=part, task=task)) for part in ("train", "test"))]
+    if len(label_names(table)) < 2:
+        found = [task for task in found if task != "classification"]
     if not found:
         raise VesaliusError(
-            "has no labels, masks or clean targets with a training and a test split",
+            "has no masks, clean targets or several labels with a training and a test split",
             path=path,
             remedy="index it with them",
         )
