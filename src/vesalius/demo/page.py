@@ -26,6 +26,7 @@ from vesalius.pretrain import system
 from vesalius.pretrain.usfm import PRESETS
 from vesalius.report.figures import arms, learning_curves, organ_counts, reconstruction_grid
 from vesalius.report.html import Block, Card, Cards, Code, Details, Figure, Gallery, Heading, Page, Table, Text
+from vesalius.tasks.metrics import enhancement
 from vesalius.training.backbones import override
 from vesalius.training.callbacks import AtomicCheckpoints
 from vesalius.training.runs import RunFolder, environment
@@ -48,8 +49,9 @@ def demo_page(plan: Plan) -> Path:
         Text(_summary(found, plan)),
         Heading("Scores on unseen patients"),
         Figure(
-            _score_figure(found, labels(plan)),
-            "Each point is a seed: its own pre-training and its own choice of labels.",
+            _score_figure(found, labels(plan), CHANCE | _acquired(plan, table)),
+            "Each point is a seed: its own pre-training and its own choice of labels. Dotted: guessing (AUROC), the image "
+            "as it was acquired (enhancement).",
             wide=True,
         ),
         _score_table(plan, found, labels(plan)),
@@ -149,14 +151,26 @@ def _signed(value: float, name: str) -> str:
     return ("+" if value >= 0 else "−") + _number(abs(value), name)
 
 
-def _score_figure(found: Scores, names: Mapping[str, str]) -> Any:
+def _acquired(plan: Plan, table: pl.DataFrame) -> dict[str, float]:
+    """PSNR and SSIM of the test images as they are: what an enhancement has to beat."""
+    if "enhancement" not in plan.tasks:
+        return {}
+    _, card = load_task(plan.adapted("enhancement", "usfm", 0))
+    images = labelled(select(table, split="test", task="enhancement"), card.contract, task="enhancement", classes=())
+    samples = [images[i] for i in range(len(images))]
+    untouched = enhancement([sample["image"] for sample in samples], [sample["target"] for sample in samples])
+    return {name: untouched[name] for name in TASKS["enhancement"]}
+
+
+def _score_figure(found: Scores, names: Mapping[str, str], without: Mapping[str, float]) -> Any:
+    """Every arm and seed; `without`: score -> its value without learning."""
     panels, chance = {}, {}
     for task in found:
         for name in TASKS[task]:
             title = f"{task}: {names[name]}" + (" (lower is better)" if name in LOWER else "")
             panels[title] = {ARMS[arm]: values for arm, values in found[task][name].items()}
-            if name in CHANCE:
-                chance[title] = CHANCE[name]
+            if name in without:
+                chance[title] = without[name]
     return arms(panels, chance=chance, columns=2)
 
 
@@ -171,7 +185,9 @@ def _score_table(plan: Plan, found: Scores, names: Mapping[str, str]) -> Table:
             cells.append((_mean(values), _spread(values)))
         rows.append([title, *cells])
     best = {label: "min" if name in LOWER else "max" for label, (_, name) in zip(columns, scored, strict=True)}
-    return Table(["arm", *columns], rows, "Mean ± standard deviation over seeds; the best of a column is marked.", best)
+    return Table(
+        ["arm", *columns], rows, "Mean ± standard deviation over seeds; the best of a column is marked.", best, digits=2
+    )
 
 
 def _restorations(plan: Plan, table: pl.DataFrame) -> list[Block]:
