@@ -50,8 +50,8 @@ def demo_page(plan: Plan) -> Path:
         Heading("Scores on unseen patients"),
         Figure(
             _score_figure(found, labels(plan), CHANCE | _acquired(plan, table)),
-            "Each point is a seed: its own pre-training and its own choice of labels. Dotted: guessing (AUROC), the image "
-            "as it was acquired (enhancement).",
+            "Each point is a seed: its own pre-training and its own choice of labels. Dotted: guessing (AUROC), the "
+            "image as it was acquired (enhancement).",
             wide=True,
         ),
         _score_table(plan, found, labels(plan)),
