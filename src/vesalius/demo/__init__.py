@@ -44,8 +44,6 @@ TASKS = {
     "enhancement": {"psnr": "PSNR (dB)", "ssim": "SSIM"},
 }
 """Task -> its scores; the first one is the headline."""
-DECODER_WIDTH = 16
-"""Channels of the segmentation decoder: a quarter of the tiny preset's, which takes most of a step's time here."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,7 @@ class Plan:
         seeds: pre-trainings and adaptations per arm.
         pretrain_steps, adapt_steps: optimiser steps, the same for every arm.
         fraction: of the training patients whose labels are used.
+        decoder_width: channels of the segmentation decoder, which takes most of a step's time.
     """
 
     out: Path
@@ -68,6 +67,7 @@ class Plan:
     pretrain_steps: int
     adapt_steps: int
     fraction: float
+    decoder_width: int
 
     @property
     def named(self) -> dict[str, str]:
@@ -106,6 +106,7 @@ def demo(
     pretrain_steps: int = 300,
     adapt_steps: int = 150,
     fraction: float = 0.25,
+    decoder_width: int = 16,
     workers: int = 2,
 ) -> int:
     """Pre-train, adapt and compare on generated ultrasound images, and leave OUT/index.html.
@@ -119,6 +120,7 @@ def demo(
         pretrain_steps: optimiser steps of each pre-training.
         adapt_steps: optimiser steps of each adaptation.
         fraction: of the training patients whose labels are used.
+        decoder_width: channels of the segmentation decoder, which takes most of a step's time.
         workers: processes, one thread each.
     """
     for arm in arms:
@@ -127,7 +129,7 @@ def demo(
     chosen = tuple(arm for arm in ARMS if arm in {*arms, "usfm", "scratch"})
     folder = output_folder(out)
     table = Path(data) if data else _collection(folder, n, workers)
-    plan = Plan(folder, table, _tasks(table), chosen, seeds, pretrain_steps, adapt_steps, fraction)
+    plan = Plan(folder, table, _tasks(table), chosen, seeds, pretrain_steps, adapt_steps, fraction, decoder_width)
     with _pool(workers) as pool:
         for text, jobs, work in (
             ("pre-training", plan.pretrainings(), _pretrain),
@@ -207,7 +209,7 @@ def _adapt(plan: Plan, task: str, arm: str, seed: int) -> None:
             task=task,  # type: ignore[arg-type]
             data=plan.table,
             out=run,
-            decoder_width=DECODER_WIDTH if task == "segmentation" else None,
+            decoder_width=plan.decoder_width if task == "segmentation" else None,
             fraction=plan.fraction,
             steps=plan.adapt_steps,
             seed=seed,

@@ -88,6 +88,7 @@ def _write_results(plan: Plan, found: Scores, table: pl.DataFrame) -> None:
             "pretrain_steps": plan.pretrain_steps,
             "adapt_steps": plan.adapt_steps,
             "fraction": plan.fraction,
+            "decoder_width": plan.decoder_width,
             "train": _count(table, "train"),
             "test": _count(table, "test"),
         },
