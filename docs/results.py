@@ -85,8 +85,8 @@ def comparison(folder: Path, title: str) -> str:
     lines = [
         f"**{title}**: {setup['train']} training and {setup['test']} test images; {setup['pretrain_steps']} steps of "
         f"pre-training, {setup['adapt_steps']} of adaptation on the labels of {setup['fraction']:.0%} of the training "
-        f"patients, {setup['seeds']} seeds, the tiny presets (64 px), segmentation decoders of {setup['decoder_width']} "
-        "channels. Mean ± standard deviation over seeds.",
+        f"patients, {setup['seeds']} seeds, the tiny presets (64 px), segmentation decoders of "
+        f"{setup['decoder_width']} channels. Mean ± standard deviation over seeds.",
         "",
     ]
     columns = [(task, name) for task, names in results["scores"].items() for name in names]
