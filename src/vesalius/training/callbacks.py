@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from vesalius.data.datasets import mixed_seed
 from vesalius.errors import VesaliusError, WeightsError
 from vesalius.files import atomic
-from vesalius.training.loading import Batches, Failed, step_seed
+from vesalius.training.loading import Batches, Failed
 from vesalius.training.runs import RunFolder
 
 
@@ -68,7 +69,7 @@ class Steps(Callback):
         if isinstance(batch, Failed):
             raise batch.error()
         number = trainer.global_step * trainer.accumulate_grad_batches + batch_idx % trainer.accumulate_grad_batches
-        torch.manual_seed(step_seed(self.batches.seed, self.batches.first_draw(number)))
+        torch.manual_seed(mixed_seed(self.batches.seed, self.batches.first_draw(number)))
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -76,7 +77,7 @@ class Steps(Callback):
         """Raise what a worker could not."""
         if isinstance(batch, Failed):
             raise batch.error()
-        torch.manual_seed(step_seed(self.batches.seed, batch_idx))
+        torch.manual_seed(mixed_seed(self.batches.seed, batch_idx))
 
 
 class Curve(Callback):

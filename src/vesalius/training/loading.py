@@ -58,15 +58,6 @@ def _collate(items: list[Any]) -> Any:
     return failed[0] if failed else default_collate(items)
 
 
-def step_seed(seed: int, draw: int) -> int:
-    """The seed of torch's generator for the batch whose first draw is `draw`.
-
-    >>> step_seed(0, 1) == step_seed(0, 1) != step_seed(1, 0)
-    True
-    """
-    return int(np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
 class Batches(lightning.LightningDataModule):
     """Train and validation loaders that start where the trainer stands.
 
