@@ -14,9 +14,10 @@ from torch import Tensor
 
 from vesalius.claims.readouts import read_out, ridge_dice, tokens
 from vesalius.claims.samples import Budget, Samples
-from vesalius.claims.training import Tick, pretrain, step_generator
+from vesalius.claims.training import Tick, pretrain
 from vesalius.claims.verdicts import Comparison, Metric
 from vesalius.data.blur import Blur
+from vesalius.data.datasets import generator
 from vesalius.nn.mae import patchify, unpatchify
 from vesalius.pretrain.deblurring import Deblurring, DeblurringConfig
 
@@ -163,7 +164,7 @@ def forgotten(module: Deblurring, sharp: Samples, blurred: Samples, budget: Budg
 def picture(module: Deblurring, sharp: Tensor, blurred: Tensor, seed: int) -> dict[str, Tensor]:
     """Test images, what the network sees of them (removed patches at the mean), and restored: ``[n, S, S]``."""
     c = module.config
-    batch = module.corrupt(sharp, blurred, generator=step_generator(seed, 0))
+    batch = module.corrupt(sharp, blurred, generator=generator(seed, 0))
     prediction, removed = module(batch["corrupted"], batch["noise"])
     seen = patchify(batch["corrupted"], c.patch_size) * (1 - removed.unsqueeze(-1))
     return {

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vesalius.data.datasets import generator
+
 Tick = Callable[[int], None]
 """Told the number of steps done."""
 
@@ -43,9 +45,9 @@ def pretrain(
     probability = torch.full((n,), 1 / n, dtype=torch.float64) if weights is None else torch.from_numpy(weights)
     module.train()
     for step in range(steps):
-        generator = step_generator(seed, step)
-        index = torch.multinomial(probability, batch, replacement=True, generator=generator)
-        loss = module.loss(corrupt(index, generator))
+        chance = generator(seed, step)
+        index = torch.multinomial(probability, batch, replacement=True, generator=chance)
+        loss = module.loss(corrupt(index, chance))
         loss = loss[0] if isinstance(loss, tuple) else loss
         optimizer.zero_grad()
         loss.backward()
@@ -53,9 +55,3 @@ def pretrain(
         scheduler.step()
         tick(step + 1)
     module.eval()
-
-
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """A generator of its own for each step of each seed."""
-    state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))

@@ -14,8 +14,9 @@ import torch
 
 from vesalius.claims.readouts import read_out
 from vesalius.claims.samples import Budget, Samples
-from vesalius.claims.training import Tick, pretrain, step_generator
+from vesalius.claims.training import Tick, pretrain
 from vesalius.claims.verdicts import Comparison, Metric
+from vesalius.data.datasets import generator
 from vesalius.nn.masking import pixel_mask
 from vesalius.pretrain.usfm import USFM, USFMConfig
 
@@ -122,7 +123,7 @@ def run_arm(
 @torch.no_grad()
 def picture(module: USFM, images: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
     """Test images, the same as the network sees them, and restored: ``[n, S, S]``."""
-    batch = module.corrupt(images, generator=step_generator(seed, 0))
+    batch = module.corrupt(images, generator=generator(seed, 0))
     restored = module(batch["corrupted"], batch["mask"])
     return {"original": images[:, 0], "corrupted": batch["corrupted"][:, 0], "restored": restored[:, 0]}
 
@@ -142,7 +143,7 @@ def _organs(arm: str, seed: int, samples: Samples, budget: Budget, tick: Tick) -
         weights=module.sampling_weights([str(organ) for organ in train.label]),
     )
     with torch.no_grad():
-        batch = module.corrupt(test.image, generator=step_generator(seed, 0))
+        batch = module.corrupt(test.image, generator=generator(seed, 0))
         restored = module(batch["corrupted"], batch["mask"])
     masked = pixel_mask(batch["mask"], (budget.size, budget.size)).float()
     error = ((restored - test.image).abs() * masked).sum((1, 2, 3)) / masked.sum((1, 2, 3))
