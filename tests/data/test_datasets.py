@@ -50,7 +50,11 @@ def test_labels_are_numbers_or_several_hot(row):
     several = make_table([*one, row("d.png", labels=["cyst", "abscess"]), none_found])
     dataset = ImageDataset(several, GREY, task="classification")
     assert [dataset[i]["label"].tolist() for i in range(4)] == [[0, 1], [1, 0], [1, 1], [0, 0]]
-    assert dataset[3]["annotated"].tolist() == [False, True]
+    assert dataset[3]["annotated"].tolist() == [False, True] and dataset[2]["annotated"].all()
+    alike = ImageDataset(make_table(one), GREY, task="classification", multilabel=True)  # a part without any such row
+    assert alike[0]["label"].tolist() == [0, 1] and alike[0]["annotated"].tolist() == [False, True]
+    with pytest.raises(VesaliusError, match="1 of 4 images have none of the classes"):
+        ImageDataset(several, GREY, task="classification", multilabel=False)
 
 
 def test_mask_classes_merge_by_name(row, picture, tmp_path):

@@ -43,8 +43,7 @@ class ImageDataset(Dataset[Sample]):
 
     - ``image``: float32 ``[C, H, W]`` in [0, 1], blurred if the contract says so; neither resized nor normalised;
     - ``row``: int, the row of `table`;
-    - classification: ``label``: int64 index into `classes`, or, where a row has several labels or none (`multilabel`),
-      float32 ``[K]`` of 0 and 1;
+    - classification: ``label``: int64 index into `classes`, or, if `multilabel`, float32 ``[K]`` of 0 and 1;
     - segmentation: ``mask``: uint8 ``[H, W]``, value i + 1 being ``classes[i]``, 255 ignored;
     - enhancement: ``target``: float32 ``[C, H, W]`` in [0, 1], the clean image, never blurred;
     - segmentation and multi-label classification: ``annotated``: bool ``[K]``, the classes this case was annotated for;
@@ -56,6 +55,7 @@ class ImageDataset(Dataset[Sample]):
         task: classification, segmentation, enhancement, or None for images alone.
         classes: class names in the network's order; by default all labels of the table alphabetically, or all mask
             classes in the order of occurrence.
+        multilabel: any number of labels an image; by default as `is_multilabel` finds these rows.
         cache: read all files now and keep them in memory, in their own dtype; worker processes share them.
         sharp: give the unblurred image, too.
 
@@ -71,6 +71,7 @@ class ImageDataset(Dataset[Sample]):
         *,
         task: str | None = None,
         classes: Sequence[str] = (),
+        multilabel: bool | None = None,
         cache: bool = False,
         sharp: bool = False,
     ) -> None:
@@ -92,15 +93,11 @@ class ImageDataset(Dataset[Sample]):
         self.classes = tuple(classes) or known
         if known and not set(known) & set(self.classes):  # a rare class need not occur in every part of a table
             raise ConfigError(f"no image has the class {self.classes[0]!r}", remedy=nearest(self.classes[0], known))
-        found = [len(set(row["labels"]) & set(self.classes)) for row in self._rows]
-        self.multilabel = task == "classification" and any(
-            count > 1 or not row["labels"] for count, row in zip(found, self._rows, strict=True)
-        )
-        if task == "classification" and not self.multilabel and not all(found):
-            raise VesaliusError(
-                f"{found.count(0)} of {len(table)} images have none of the classes {', '.join(self.classes)}",
-                remedy="leave them out, or name all classes",
-            )
+        if multilabel is None:
+            multilabel = task == "classification" and is_multilabel(table, self.classes)
+        self.multilabel = multilabel
+        if task == "classification" and not multilabel:
+            self._check_single()
         self._images: dict[tuple[str, int | None], Image] = {}
         self._targets: dict[int, Image] = {}
         self._masks: dict[int, np.ndarray] = {}
@@ -132,13 +129,26 @@ class ImageDataset(Dataset[Sample]):
                 raise shape_error(target.path, target.size, image.path, image.size)
             sample["target"] = self._clean.unit(target)
         if self.task == "segmentation" or self.multilabel:
-            sample["annotated"] = torch.tensor([name in row["annotated"] for name in self.classes])
+            looked_for = {
+                *row["annotated"],
+                *(row["labels"] if self.multilabel else ()),
+            }  # what was found was looked for
+            sample["annotated"] = torch.tensor([name in looked_for for name in self.classes])
         return sample
 
     def where(self, index: int) -> str:
         """The file, and frame, of a row: for messages."""
         row = self._rows[index]
         return row["path"] if row["frame"] is None else f"{row['path']} (frame {row['frame']})"
+
+    def _check_single(self) -> None:
+        found = [len(set(row["labels"]) & set(self.classes)) for row in self._rows]
+        for what, count in (("none", found.count(0)), ("several", sum(n > 1 for n in found))):
+            if count:
+                raise VesaliusError(
+                    f"{count} of {len(found)} images have {what} of the classes {', '.join(self.classes)}",
+                    remedy="leave them out, or name all classes" if what == "none" else "learn several labels an image",
+                )
 
     def _label(self, row: Mapping[str, Any]) -> Tensor:
         if self.multilabel:
@@ -155,6 +165,20 @@ class ImageDataset(Dataset[Sample]):
             if name in self.classes:
                 numbers[value] = self.classes.index(name) + 1
         return torch.from_numpy(numbers[stored])
+
+
+def is_multilabel(table: pl.DataFrame, classes: Sequence[str]) -> bool:
+    """Whether a row has several of the classes, or was looked at and has no label at all.
+
+    To be asked of a whole table: a part of it may happen to hold one label an image.
+
+    >>> from vesalius.data.table import make_table
+    >>> rows = [{"path": "a.png", "labels": ["cyst"]}, {"path": "b.png", "labels": ["cyst", "nodule"]}]
+    >>> is_multilabel(make_table(rows), ("cyst", "nodule")), is_multilabel(make_table(rows), ("cyst",))
+    (True, False)
+    """
+    several = table["labels"].list.set_intersection(list(classes)).list.len() > 1
+    return bool((several | (table["labels"].list.len() == 0)).any())
 
 
 class Draws(Dataset[Any]):
