@@ -91,7 +91,8 @@ class ImageDataset(Dataset[Sample]):
         self._rows = table.to_dicts()
         known = {"classification": label_names, "segmentation": mask_names}.get(task or "", lambda table: ())(table)
         self.classes = tuple(classes) or known
-        if known and not set(known) & set(self.classes):  # a rare class need not occur in every part of a table
+        # A rare class need not occur in every part of a table, nor any where an image may have none.
+        if known and not multilabel and not set(known) & set(self.classes):
             raise ConfigError(f"no image has the class {self.classes[0]!r}", remedy=nearest(self.classes[0], known))
         if multilabel is None:
             multilabel = task == "classification" and is_multilabel(table, self.classes)
@@ -168,17 +169,19 @@ class ImageDataset(Dataset[Sample]):
 
 
 def is_multilabel(table: pl.DataFrame, classes: Sequence[str]) -> bool:
-    """Whether a row has several of the classes, or was looked at and has no label at all.
+    """Whether an image has several of the classes, or was looked at for them and has no label at all.
 
-    To be asked of a whole table: a part of it may happen to hold one label an image.
+    An image whose only label is another class says nothing about these. To be asked of a whole table: a part of it may
+    happen to hold one label an image.
 
     >>> from vesalius.data.table import make_table
     >>> rows = [{"path": "a.png", "labels": ["cyst"]}, {"path": "b.png", "labels": ["cyst", "nodule"]}]
     >>> is_multilabel(make_table(rows), ("cyst", "nodule")), is_multilabel(make_table(rows), ("cyst",))
     (True, False)
     """
-    several = table["labels"].list.set_intersection(list(classes)).list.len() > 1
-    return bool((several | (table["labels"].list.len() == 0)).any())
+    found, looked_for = (pl.col(name).list.set_intersection(list(classes)) for name in ("labels", "annotated"))
+    nothing = (pl.col("labels").list.len() == 0) & (looked_for.list.len() > 0)
+    return not table.filter((found.list.len() > 1) | nothing).is_empty()
 
 
 class Draws(Dataset[Any]):
