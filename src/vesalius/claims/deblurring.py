@@ -14,12 +14,12 @@ from torch import Tensor
 
 from vesalius.claims.readouts import read_out, ridge_dice, tokens
 from vesalius.claims.samples import Budget, Samples
-from vesalius.claims.training import Tick, pretrain
 from vesalius.claims.verdicts import Comparison, Metric
 from vesalius.data.blur import Blur
 from vesalius.data.datasets import generator
 from vesalius.nn.mae import patchify, unpatchify
 from vesalius.pretrain.deblurring import Deblurring, DeblurringConfig
+from vesalius.training.short import Tick, pretrain
 
 TITLE = "Deblurring MIM: blurred input, sharp target"
 BUDGET = Budget(steps=1500)

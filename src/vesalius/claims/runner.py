@@ -25,11 +25,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from vesalius.claims.page import groups, page, scores
 from vesalius.claims.samples import Budget, phantoms, real_images
-from vesalius.claims.training import Tick
 from vesalius.claims.verdicts import RULE, judge, summarise
 from vesalius.errors import VesaliusError
 from vesalius.files import atomic, output_folder, write_text
 from vesalius.training.runs import code_version, environment
+from vesalius.training.short import Tick
 
 READ_OUT = 300
 """What an arm's read-outs count on the progress bar, in steps."""

@@ -14,11 +14,11 @@ import torch
 
 from vesalius.claims.readouts import read_out
 from vesalius.claims.samples import Budget, Samples
-from vesalius.claims.training import Tick, pretrain
 from vesalius.claims.verdicts import Comparison, Metric
 from vesalius.data.datasets import generator
 from vesalius.nn.masking import pixel_mask
 from vesalius.pretrain.usfm import USFM, USFMConfig
+from vesalius.training.short import Tick, pretrain
 
 TITLE = "USFM: masking in space and frequency, and organ-balanced sampling"
 BUDGET = Budget(steps=1000)
