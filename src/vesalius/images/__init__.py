@@ -14,13 +14,30 @@ from __future__ import annotations
 from os import PathLike
 from pathlib import Path
 
+from vesalius.errors import UnreadableImage
 from vesalius.images import dicom, nifti, raster
 from vesalius.images.image import Image
 from vesalius.images.overlays import overlay
 from vesalius.images.reading import Header
+from vesalius.images.segmentation import read_segmentation
+from vesalius.images.series import group_series, probe_series, read_series
 from vesalius.images.writers import write_image, write_mask
 
-__all__ = ["Header", "Image", "is_image", "overlay", "probe", "read", "write_image", "write_mask"]
+__all__ = [
+    "Header",
+    "Image",
+    "group_series",
+    "is_image",
+    "overlay",
+    "probe",
+    "probe_series",
+    "read",
+    "read_segmentation",
+    "read_series",
+    "read_volume",
+    "write_image",
+    "write_mask",
+]
 
 _SUFFIXES = (*dicom.SUFFIXES, *nifti.SUFFIXES, *raster.SUFFIXES)
 
@@ -49,6 +66,25 @@ def read(path: str | PathLike[str], frame: int | None = None) -> Image:
     return {"dicom": dicom.read_dicom, "nifti": nifti.read_nifti, "raster": raster.read_raster}[_family(path)](
         path, frame
     )
+
+
+def read_volume(path: str | PathLike[str], frame: int | None = None) -> Image:
+    """Read one volume: a NIfTI file, or a DICOM series by its folder, one of its files or its multi-frame file.
+
+    Args:
+        path: the file or folder.
+        frame: which volume of a 4-D NIfTI, from 0.
+
+    Raises:
+        UnreadableImage: as `read` and `read_series`; or it is 2-D.
+    """
+    path = Path(path)
+    if path.is_dir() or _family(path) == "dicom":
+        return read_series(path)
+    image = read(path, frame)
+    if len(image.size) != 3:
+        raise UnreadableImage(f"is 2-D {image.size}, not a volume", path=path, remedy="give a volume")
+    return image
 
 
 def probe(path: str | PathLike[str]) -> Header:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -54,14 +54,14 @@ def read_dicom(path: Path, frame: int | None = None) -> Image:
     """
     with reading(path), path.open("rb") as stream:
         dataset = read_header(path, stream)
-        frames = _frames(path, dataset)
+        frames = frame_count(path, dataset)
         index = choose_frame(path, frame, frames)
         place = geometry(path, dataset, index)
         stored = _decode(path, stream, dataset, index)
         array, window = _values(dataset, stored, index)
         return Image(
             array,
-            _channels(dataset),
+            channel_names(dataset),
             spacing=place.spacing,
             affine=place.affine,
             window=window,
@@ -71,6 +71,25 @@ def read_dicom(path: Path, frame: int | None = None) -> Image:
             frames=frames,
             tags=_provenance(dataset),
         )
+
+
+def decode_frames(path: Path, frames: Iterable[int]) -> Iterator[tuple[np.ndarray, tuple[float, float] | None]]:
+    """Values ``[C, H, W]`` and window of some frames of a file, as `read_dicom` gives them; the header is parsed once.
+
+    Raises:
+        UnreadableImage: for any reason.
+    """
+    with reading(path), path.open("rb") as stream:
+        dataset = read_header(path, stream)
+        start = stream.tell()
+        for frame in frames:
+            stream.seek(start)
+            yield _values(dataset, _decode(path, stream, dataset, frame), frame)
+
+
+def header_tags(dataset: Dataset) -> tuple[dict[str, str], str | None]:
+    """Provenance and modality, as in `Image`."""
+    return _provenance(dataset), _text(dataset, "Modality")
 
 
 def probe_dicom(path: Path) -> Header:
@@ -85,7 +104,7 @@ def probe_dicom(path: Path) -> Header:
         size = (int(dataset.Rows), int(dataset.Columns))
         modality = _text(dataset, "Modality")
         return Header(
-            _frames(path, dataset), size, _channels(dataset), place.spacing, modality, tags=_provenance(dataset)
+            frame_count(path, dataset), size, channel_names(dataset), place.spacing, modality, tags=_provenance(dataset)
         )
 
 
@@ -131,7 +150,8 @@ def _check_deflated(path: Path, stream: BinaryIO) -> None:
     stream.seek(0)
 
 
-def _frames(path: Path, dataset: Dataset) -> int:
+def frame_count(path: Path, dataset: Dataset) -> int:
+    """How many frames a file holds."""
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames < 1:
         raise UnreadableImage(f"NumberOfFrames is {frames}", path=path, remedy="export it again")
@@ -158,7 +178,7 @@ def _decode(path: Path, stream: BinaryIO, dataset: Dataset, index: int) -> np.nd
         check_claim(path, pixels * max(bits, 8) // 8, stored=length, ratio=20 * DEFLATE)
         _check_codestream(path, stream, dataset, index)
     else:
-        claimed = _frames(path, dataset) * pixels * bits // 8
+        claimed = frame_count(path, dataset) * pixels * bits // 8
         if dataset.get("PhotometricInterpretation") == "YBR_FULL_422":
             claimed = claimed * 2 // 3
         check_claim(path, claimed, stored=length - stream.tell(), ratio=1)
@@ -193,7 +213,7 @@ def _check_codestream(path: Path, stream: BinaryIO, dataset: Dataset, index: int
     libjpeg fills what is missing with grey, without a word, and every codec allocates by the size in its own header.
     """
     start, length = stream.tell(), path.stat().st_size
-    fragments = list(_fragments(stream, index, _frames(path, dataset)))
+    fragments = list(_fragments(stream, index, frame_count(path, dataset)))
     if not fragments:
         raise UnreadableImage(f"has no compressed frame {index}", path=path, remedy="copy it again")
     if any(offset + size > length for offset, size in fragments):
@@ -312,7 +332,8 @@ def _window(dataset: Dataset, index: int) -> tuple[float, float] | None:
     return (centre, width) if np.isfinite([centre, width]).all() and width > 0 else None
 
 
-def _channels(dataset: Dataset) -> tuple[str, ...]:
+def channel_names(dataset: Dataset) -> tuple[str, ...]:
+    """As in `Image`."""
     colour = dataset.get("SamplesPerPixel", 1) == 3 or dataset.get("PhotometricInterpretation") == "PALETTE COLOR"
     return ("R", "G", "B") if colour else ("gray",)
 

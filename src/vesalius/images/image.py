@@ -25,6 +25,7 @@ class Image:
         modality: DICOM's code (US, CT, MR, ...), where the file has one.
         path: the file.  frame: which frame of it, None when it holds one.  frames: how many it holds.
         tags: provenance by name, for those present: patient, study, series, sop, frame_of_reference, body_part.
+        slices: (file, frame) of each slice of a volume that was put together from DICOM files; else empty.
     """
 
     array: np.ndarray
@@ -37,6 +38,7 @@ class Image:
     frame: int | None = None
     frames: int = 1
     tags: dict[str, str] = field(default_factory=dict)
+    slices: tuple[tuple[Path, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.array.ndim not in (3, 4) or self.array.size == 0:

@@ -35,7 +35,7 @@ def write_mask(
 
     ``.png`` holds the label values in 8 bits (and the class names in its text chunk "classes"), ``.nii`` and
     ``.nii.gz`` too with the image's affine (the names in a comment extension), ``.dcm`` is a DICOM segmentation that
-    refers to the source file, one segment per class, whose frames without foreground are left out.
+    refers to the source file or series, one segment per class, whose frames without foreground are left out.
 
     Args:
         mask: ``[H, W]`` or ``[D, H, W]`` integers of the image's size: 0 is background, i + 1 is ``classes[i]``, 255 is
