@@ -16,30 +16,39 @@ import torch
 from monai.metrics import compute_hausdorff_distance
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
+from scipy.special import softmax
 from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from vesalius.data.masks import IGNORE
 from vesalius.errors import VesaliusError
 
+BINS = 15
+"""Of equal width, for the expected calibration error."""
 SSIM_REACH = 5
 """Pixels from the centre to the edge of SSIM's window."""
 
 # --- classification
 
 
-def classification(probabilities: ArrayLike, labels: ArrayLike, *, classes: Sequence[str]) -> dict[str, Any]:
+def classification(
+    probabilities: ArrayLike, labels: ArrayLike, *, classes: Sequence[str], as_published: bool = False
+) -> dict[str, Any]:
     """Scores of a single-label classifier.
 
     Args:
         probabilities: ``[N, K]``, rows summing to 1 (a softmax).
         labels: ``[N]`` class indices.
         classes: K names.
+        as_published: the AUC as EPT's code has it, of a softmax of the probabilities, which for more than two classes
+            is another ranking.
 
     Returns:
         n; accuracy; balanced_accuracy (mean sensitivity), f1, auroc (one against the rest): means over the classes that
-        have the score; ece (15 bins); confusion ``[K][K]``, rows the truth; per_class: name -> n, sensitivity,
-        specificity, precision, f1, auroc; absent: names of the classes without an example.
+        have the score; ece: expected calibration error, the gap between the highest probability and how often it is
+        right, in 15 bins of equal width, each weighing as many images as it has; confusion ``[K][K]``, rows the truth;
+        per_class: name -> n, sensitivity, specificity, precision, f1, auroc; absent: names of the classes without an
+        example.
 
     >>> scores = classification([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]], [0, 1], classes=("a", "b", "c"))
     >>> scores["accuracy"], scores["absent"], scores["per_class"]["c"]["sensitivity"]
@@ -54,14 +63,15 @@ def classification(probabilities: ArrayLike, labels: ArrayLike, *, classes: Sequ
     confusion = np.zeros((k, k), np.int64)
     np.add.at(confusion, (y, p.argmax(1)), 1)
     tp, truth, guess = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    sensitivity = _ratio(tp, truth)
-    specificity = _ratio(len(y) - truth - guess + tp, len(y) - truth)
-    precision = _ratio(tp, guess)
-    f1 = np.where(truth > 0, _ratio(2 * tp, truth + guess), np.nan)
+    sensitivity = ratio(tp, truth)
+    specificity = ratio(len(y) - truth - guess + tp, len(y) - truth)
+    precision = ratio(tp, guess)
+    f1 = np.where(truth > 0, ratio(2 * tp, truth + guess), np.nan)
     auroc = np.full(k, np.nan)
+    ranked = softmax(p, axis=1) if as_published else p
     for c in np.flatnonzero((truth > 0) & (truth < len(y))):
-        auroc[c] = float(binary_auroc(torch.from_numpy(p[:, c]), torch.from_numpy((y == c).astype(np.int64))))
-    ece = multiclass_calibration_error(torch.from_numpy(p), torch.from_numpy(y), num_classes=k, n_bins=15)
+        auroc[c] = float(binary_auroc(torch.from_numpy(ranked[:, c]), torch.from_numpy((y == c).astype(np.int64))))
+    ece = multiclass_calibration_error(torch.from_numpy(p), torch.from_numpy(y), num_classes=k, n_bins=BINS)
     columns = {
         "n": truth,
         "sensitivity": sensitivity,
@@ -73,13 +83,51 @@ def classification(probabilities: ArrayLike, labels: ArrayLike, *, classes: Sequ
     return {
         "n": len(y),
         "accuracy": float(tp.sum() / len(y)),
-        "balanced_accuracy": _mean(sensitivity),
-        "f1": _mean(f1),
-        "auroc": _mean(auroc),
+        "balanced_accuracy": defined_mean(sensitivity),
+        "f1": defined_mean(f1),
+        "auroc": defined_mean(auroc),
         "ece": float(ece),
         "confusion": confusion.tolist(),
         "per_class": {name: {key: v[i].item() for key, v in columns.items()} for i, name in enumerate(classes)},
         "absent": [name for name, n in zip(classes, truth, strict=True) if n == 0],
+    }
+
+
+def within_class_scatter(features: ArrayLike, labels: ArrayLike) -> dict[str, Any]:
+    """How compact the classes are in feature space: the within-class scatter Sigma_W of EPT's section on calibration.
+
+    ``Sigma_W = 1/N sum_i (x_i - m_i)(x_i - m_i)^T`` with m_i the mean of the features of image i's class; its trace is
+    given, the mean squared distance of an image to its class's mean. That depends on the scale of the features; the
+    ratio to the total scatter (the same about the mean of all) does not, and compares networks: 0 where every class is
+    one point, 1 where the classes have one mean. A class of few images looks more compact than it is.
+
+    Args:
+        features: ``[N, D]``.
+        labels: ``[N]``, one class an image.
+
+    Returns:
+        within, total: the traces; ratio: within / total, NaN where all features are equal; per_class: label -> the
+        class's own mean squared distance.
+
+    Raises:
+        VesaliusError: other shapes.
+
+    >>> scatter = within_class_scatter([[0.0], [2.0], [10.0], [12.0]], ["a", "a", "b", "b"])
+    >>> scatter["within"], scatter["total"]
+    (1.0, 26.0)
+    """
+    x, y = np.asarray(features, np.float64), np.asarray(labels)
+    if x.ndim != 2 or y.shape != x.shape[:1] or len(x) == 0:
+        raise VesaliusError(f"features {list(x.shape)} for labels {list(y.shape)}")
+    names, classes, counts = np.unique(y, return_inverse=True, return_counts=True)
+    means = np.stack([x[classes == c].mean(0) for c in range(len(names))])
+    per_class = np.bincount(classes, ((x - means[classes]) ** 2).sum(1)) / counts
+    within, total = float(per_class @ counts / len(x)), float(((x - x.mean(0)) ** 2).sum(1).mean())
+    return {
+        "within": within,
+        "total": total,
+        "ratio": float(ratio(within, total)),
+        "per_class": dict(zip(names.tolist(), per_class.tolist(), strict=True)),
     }
 
 
@@ -133,7 +181,7 @@ def segmentation(
                 values[i, c, 2] = surface_hd95(a, b, spacing=spacing if in_mm else None)
     per_class = {}
     for c, name in enumerate(classes):
-        dice, iou, hd95 = (_mean(values[:, c, m]) for m in range(3))
+        dice, iou, hd95 = (defined_mean(values[:, c, m]) for m in range(3))
         n, empty, missed, invented = (int(count) for count in kinds[:, c].sum(0))
         per_class[name] = {
             "dice": dice,
@@ -147,7 +195,7 @@ def segmentation(
     keys = ("dice", "iou", "hd95")
     return {
         "n": len(truths),
-        **{key: _mean(np.array([row[key] for row in per_class.values()])) for key in keys},
+        **{key: defined_mean(np.array([row[key] for row in per_class.values()])) for key in keys},
         "hd95_unit": "mm" if in_mm else "px",
         "per_class": per_class,
         "per_image": {
@@ -185,15 +233,15 @@ def foreground_scores(prediction: ArrayLike, truth: ArrayLike, *, smooth: float 
     p, t = p >= 1, t >= 1
     tp, fp, fn, tn = (int(np.count_nonzero(m)) for m in (p & t, p & ~t, ~p & t, ~p & ~t))
 
-    def ratio(part: int, whole: int) -> float:
+    def smoothed(part: int, whole: int) -> float:
         return (part + smooth) / (whole + smooth)
 
     return {
-        "dice": ratio(2 * tp, 2 * tp + fp + fn),
-        "iou": ratio(tp, tp + fp + fn),
-        "accuracy": ratio(tp + tn, p.size),
-        "sensitivity": ratio(tp, tp + fn),
-        "specificity": ratio(tn, tn + fp),
+        "dice": smoothed(2 * tp, 2 * tp + fp + fn),
+        "iou": smoothed(tp, tp + fp + fn),
+        "accuracy": smoothed(tp + tn, p.size),
+        "sensitivity": smoothed(tp, tp + fn),
+        "specificity": smoothed(tn, tn + fp),
     }
 
 
@@ -264,8 +312,8 @@ def enhancement(restored: Sequence[ArrayLike], targets: Sequence[ArrayLike]) -> 
     exact = np.isinf(decibels)
     return {
         "n": len(rows),
-        "psnr": _mean(np.where(exact, np.nan, decibels)),
-        "ssim": _mean(np.array([row["ssim"] for row in rows])),
+        "psnr": defined_mean(np.where(exact, np.nan, decibels)),
+        "ssim": defined_mean(np.array([row["ssim"] for row in rows])),
         "exact": int(exact.sum()),
         "per_image": rows,
     }
@@ -281,11 +329,13 @@ def _same_shape(prediction: ArrayLike, truth: ArrayLike) -> tuple[NDArray[Any], 
     return p, t
 
 
-def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+def ratio(part: ArrayLike, whole: ArrayLike) -> NDArray[np.float64]:
+    """``part / whole`` of counts, NaN where the whole is 0."""
+    a, b = np.asarray(part, np.float64), np.asarray(whole, np.float64)
+    return np.divide(a, b, out=np.full(a.shape, np.nan), where=b > 0)
 
 
-def _mean(values: NDArray[Any]) -> float:
-    with warnings.catch_warnings():  # the mean of nothing is NaN, which is the answer
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return float(np.nanmean(values))
+def defined_mean(values: NDArray[Any]) -> float:
+    """The mean of what is not NaN; NaN if nothing is left."""
+    kept = values[~np.isnan(values)]
+    return float(kept.mean()) if kept.size else float("nan")
