@@ -64,6 +64,7 @@ class Entry:
         path: the image file.
         frame: the frame it is about; None for the whole file.
         labels: class names; None where nobody looked, empty where none was found.
+        annotated: the classes that were looked for in a labelled image; None for all labels of the dataset.
         masks: files of its segmentation, to be merged by OR.
         mask_classes: names of the mask's values 1, 2, ...; None where the dataset does not say.
         target: the paired clean image.
@@ -76,6 +77,7 @@ class Entry:
     path: Path
     frame: int | None = None
     labels: tuple[str, ...] | None = None
+    annotated: tuple[str, ...] | None = None
     masks: tuple[Path, ...] = ()
     mask_classes: tuple[str, ...] | None = None
     target: Path | None = None

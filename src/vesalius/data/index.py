@@ -26,7 +26,17 @@ from vesalius.data.layouts import choose
 from vesalius.data.lists import join_list
 from vesalius.data.progress import track
 from vesalius.data.splits import Groups, split_by_group
-from vesalius.data.table import MASK_SEPARATOR, SPLITS, check_splits, make_table, parquet_path, save_table
+from vesalius.data.table import (
+    MASK_SEPARATOR,
+    SPLITS,
+    check_splits,
+    label_names,
+    make_table,
+    parquet_path,
+    save_table,
+    select,
+    shorten,
+)
 from vesalius.errors import ConfigError, UnreadableImage, VesaliusError
 from vesalius.images import Header, probe, read
 
@@ -64,8 +74,8 @@ def index(
     Args:
         folder: DICOM, NIfTI, PNG, JPEG, TIFF or BMP files, at any depth, or a public dataset as it comes.
         output: the table, ``NAME.parquet``.
-        layout: how the folder is organised: msd, list (CSV), hc18, usfm, voc, paired, busi, image-folders, folder; or
-            auto, to find out (see `vesalius.data.layouts`).
+        layout: how the folder is organised: msd, list (CSV), hc18, medfmc, usfm, voc, paired, busi, image-folders,
+            folder; or auto, to find out (see `vesalius.data.layouts`).
         labels: a CSV file with columns such as path, label, patient, split, joined by path or file name.
         organ: what the images show, where neither folders nor lists say.
         group: regular expression that finds the patient in a path relative to `folder` (its first group, if it has
@@ -272,6 +282,7 @@ def _row(found: _Found, mask_classes: tuple[str, ...], dataset: str, organ: str 
         "spacing": list(spacing[-len(size) :]) if spacing else None,
         "split": entry.split,
         "labels": None if entry.labels is None else list(entry.labels),
+        "annotated": entry.annotated,
         "mask": MASK_SEPARATOR.join(map(str, entry.masks)) or None,
         "mask_classes": list(mask_classes or entry.mask_classes or ()) if entry.masks else [],
         "target": str(entry.target) if entry.target else None,
@@ -317,10 +328,10 @@ def _mark_duplicates(rows: list[dict[str, Any]]) -> None:
 
 
 def _say_annotated(rows: list[dict[str, Any]]) -> None:
-    """What was looked for: in a labelled image every label of the dataset, and the classes of its mask."""
+    """What was looked for: in a labelled image what its layout says or every label, and the classes of its mask."""
     names = sorted({name for row in rows for name in row["labels"] or ()})
     for row in rows:
-        looked_for = [] if row["labels"] is None else names
+        looked_for = [] if row["labels"] is None else [*(row["annotated"] or names), *row["labels"]]
         row["annotated"] = list(dict.fromkeys([*looked_for, *row["mask_classes"]]))
         row["labels"] = row["labels"] or []
 
@@ -372,6 +383,7 @@ def _report(table: pl.DataFrame, folder: Folder, bad: list[tuple[str, str]], out
     copies = per_file["duplicate_of"].drop_nulls().len()
     console.print(f"{len(table)} images in {len(per_file)} files, {known} patients, {copies} exact duplicates: {parts}")
     console.print(f"organs: {organs}", markup=False)
+    _report_labels(table, console)
     empty = [name for name in SPLITS if not splits[name]]
     if empty:
         console.print(
@@ -385,3 +397,21 @@ def _report(table: pl.DataFrame, folder: Folder, bad: list[tuple[str, str]], out
             shown.add_row(str(relative), reason)
         console.print(shown)
     console.print(f"written: {output}", markup=False)
+
+
+def _report_labels(table: pl.DataFrame, console: Console) -> None:
+    """How many images each label has, and which labels a split has no image of."""
+    looked_at = select(table, task="classification")
+    asked_for = looked_at.select(pl.col("annotated").list.set_difference("mask_classes"))
+    names = sorted({*label_names(looked_at), *asked_for["annotated"].explode().drop_nulls()})
+    if not names:
+        return
+    counts, each = Counter(looked_at["labels"].explode()), looked_at["labels"].list.len()
+    several, none = (each > 1).sum(), (each == 0).sum()
+    kinds = f" ({several} images have several, {none} none)" if several or none else ""
+    console.print(f"labels: {', '.join(f'{name} {counts[name]}' for name in names)}{kinds}", markup=False)
+    for split in SPLITS:
+        part = looked_at.filter(pl.col("split") == split)
+        lacking = [name for name in names if name not in label_names(part)]
+        if len(part) and lacking:
+            console.print(f"no image in {split} has the label {shorten(lacking)}", style="yellow", markup=False)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vesalius.data import medfmc
 from vesalius.data.entry import SPLIT_NAMES, Entry, Folder, organ_of, split_of, stem
 from vesalius.data.lists import find_list, read_list
 from vesalius.data.masks import OUTLINE, RASTER
@@ -322,6 +323,7 @@ LAYOUTS = {
             "list", "a CSV list", lambda folder: find_list(folder.root) is not None and not _hc18_lists(folder), _list
         ),
         Layout("hc18", "HC18: 010_HC.png, 010_HC_Annotation.png", _fits_hc18, _hc18),
+        Layout("medfmc", "MedFMC: chest, colon, endo with images, trainval.txt, ...", medfmc.fits, medfmc.entries),
         Layout("usfm", "USFM: training_set/image, training_set/mask, val_set, test_set", _fits_usfm, _usfm),
         Layout("voc", "Pascal VOC: JPEGImages, SegmentationClass, ImageSets", _fits_voc, _voc),
         Layout("paired", "paired trees: images/train, masks/train, val, test", _fits_paired, _paired),
