@@ -77,7 +77,8 @@ VERBS = {
         "vesalius.training.verbs:adapt_backbone",
         (
             "vesalius adapt full --backbone runs/usfm --task segmentation --data us.parquet --out runs/seg",
-            "vesalius adapt linear --backbone usfm:USFM.pth --task classification --data us.parquet --out runs/cls",
+            "vesalius adapt ept --backbone vit:vit_base.pth --data endo.parquet --shots 5 --out runs/ept",
+            "vesalius adapt vpt --backbone usfm:USFM.pth --data us.parquet --model.length 5 --out runs/vpt",
         ),
         choices="vesalius.adapt:METHODS",
         extra="vesalius.training.loop:TrainConfig",
@@ -212,7 +213,10 @@ def _report(result: Any) -> None:
 
 
 def _presets(name: str, first: list[str]) -> dict[str, Any] | None:
-    """The presets of a pre-training system, whose settings become options."""
+    """By preset, the settings of a pre-training system or of a method of adaptation, which become options."""
+    if name == "adapt":
+        settings = _find("vesalius.adapt.methods:settings")(first[0])
+        return dict.fromkeys(("auto", *_find("vesalius.adapt.adaptation:PRESETS")), settings)
     if name != "pretrain":
         return None
     home = _find("vesalius.pretrain:SYSTEMS")[first[0]].split(":")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from vesalius.adapt.networks import load_task
 from vesalius.data.index import index
 from vesalius.data.phantoms.ultrasound import ultrasound
 from vesalius.errors import ConfigError, VesaliusError, WeightsError
+from vesalius.files import sha256
 from vesalius.published.card import Card
 from vesalius.published.load import load_backbone
 from vesalius.training.provenance import read_seen
@@ -106,6 +108,45 @@ def test_adapting(method: str, task: str, decoder: str | None, table: Path, usfm
     assert same == (method == "linear")
     seen = read_seen(RunFolder(tmp_path / "run"))
     assert seen["train"] < read_seen(RunFolder(usfm))["train"] <= seen["backbone"]
+
+
+@pytest.mark.parametrize("method", ["linear", "bitfit", "lora", "ept", "vpt"])
+def test_few_labels_store_what_they_trained_and_find_their_trunk_again(
+    method: str, table: Path, usfm: Path, tmp_path: Path
+):
+    trunk = tmp_path / "usfm"
+    shutil.copytree(usfm, trunk)
+    options = {"backbone": str(trunk), "data": table, "task": "classification", "shots": 2}
+    adapt_backbone(method, out=tmp_path / "run", steps=2, **options, **QUICK)
+    stored = load_file(tmp_path / "run" / "weights.safetensors")
+    assert sum(tensor.numel() for tensor in stored.values()) < 0.3 * sum(
+        p.numel() for p in load_backbone(trunk).parameters()
+    )
+    network, card = load_task(tmp_path / "run")
+    assert card.extra["trunk"]["sha256"] == sha256(trunk / "weights.safetensors")
+    assert card.extra["method"]["name"] == method
+    image = torch.rand(2, 1, 32, 32)
+    with pytest.raises(WeightsError, match=f"holds what {method} trained, without the trunk"):
+        load_backbone(tmp_path / "run")
+    trunk.rename(tmp_path / "moved")
+    with pytest.raises(WeightsError, match="--trunk"):
+        load_task(tmp_path / "run")
+    again, _ = load_task(tmp_path / "run", trunk=str(tmp_path / "moved"))
+    torch.testing.assert_close(again(image), network(image))
+    adapt_backbone("full", out=tmp_path / "other", backbone=str(tmp_path / "moved"), data=table, steps=1, **QUICK)
+    with pytest.raises(WeightsError, match="its hash differs"):
+        load_task(tmp_path / "run", trunk=str(tmp_path / "other"))
+
+
+def test_a_timm_trunk_is_made_again_and_a_random_one_is_stored_whole(table: Path, tmp_path: Path):
+    options = {"data": table, "task": "classification", "shots": 1, "image_size": 32, "steps": 1}
+    adapt_backbone("ept", out=tmp_path / "timm", backbone="vit_tiny_patch16_224", seed=3, **options, **QUICK)
+    assert (tmp_path / "timm" / "weights.safetensors").stat().st_size < 1e5
+    network, _ = load_task(tmp_path / "timm")
+    other, _ = load_task(tmp_path / "timm")
+    assert torch.equal(network.encoder.cls_token, other.encoder.cls_token)
+    adapt_backbone("ept", out=tmp_path / "random", backbone="random:usfm", **options, **QUICK)
+    assert "trunk" not in load_task(tmp_path / "random")[1].extra
 
 
 def test_from_scratch_is_the_same_network_with_fresh_weights(usfm: Path):

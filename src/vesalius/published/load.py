@@ -17,11 +17,11 @@ from vesalius.data.contract import InputContract
 from vesalius.errors import ConfigError, WeightsError, nearest
 from vesalius.files import atomic, sha256
 from vesalius.nn.encoder import Encoder
-from vesalius.published import deblurring, usfm, vit
+from vesalius.published import deblurring, ept, usfm, vit
 from vesalius.published.card import Card
 from vesalius.published.checkpoint import LoadReport, fill, read_state
 from vesalius.published.keys import Hints, Keys, Request
-from vesalius.published.networks import ENCODERS, Hollow, build
+from vesalius.published.networks import ENCODERS, Architecture, Hollow, build, trunk_config
 
 WEIGHTS, CARD = "weights.safetensors", "card.json"
 
@@ -46,6 +46,7 @@ FAMILIES = {
         deblurring.PARTS, deblurring.network, deblurring.mae_contract, deblurring.LICENCE, deblurring.MAE_CITATION
     ),
     "vit": Family(vit.PARTS, vit.network, vit.contract, vit.LICENCE, vit.CITATION),
+    "ept": Family(ept.PARTS, ept.network, usfm.imagenet, ept.LICENCE, ept.CITATION),
 }
 
 
@@ -62,7 +63,8 @@ def load(
     """Load an authors' file; the network's shape is read from its keys.
 
     Args:
-        system: whose file it is: usfm, deblurring, mae (vanilla MAE and ConvMAE) or vit (timm's).
+        system: whose file it is: usfm, deblurring, mae (vanilla MAE and ConvMAE), vit (timm's), or ept (mmcls's ViT,
+            plain or with the prompts of EPT or VPT).
         path: a torch or safetensors file.
         part: backbone (an `Encoder` as downstream networks use it), encoder (as pre-training left it: final norm,
             shared table, stage fusion), pretrain (with the decoder), classification, pyramid or segmentation.
@@ -100,7 +102,7 @@ def load(
         fits = [name for name in recognise(state) if name != f"{system} {part}"]
         remedy = f"its keys fit {', '.join(fits)}" if fits else error.remedy
         raise WeightsError(f"does not load as {system}, part {part}: {error.what}", path=path, remedy=remedy) from error
-    shape = encoder_of(what)["config"]
+    shape = trunk_config(encoder_of(what))
     digest = sha256(path)
     notes = [str(report)]
     if system == "usfm":
@@ -121,15 +123,21 @@ def load(
 
 
 def load_backbone(
-    spec: str | Path, *, part: str = "backbone", image_size: int | None = None, in_channels: int | None = None
+    spec: str | Path,
+    *,
+    part: str = "backbone",
+    image_size: int | None = None,
+    in_channels: int | None = None,
+    download: bool = False,
 ) -> Encoder:
     """An encoder from wherever it is.
 
     Args:
         spec: a run folder or a ``.safetensors`` file with its card; ``system:file`` for an authors' file; or a timm
-            name (``timm:vit_small_patch16_224``), whose weights are random: nothing is fetched from the network.
+            name (``timm:vit_small_patch16_224``), whose weights are random unless they are downloaded.
         part: of an authors' file: "backbone", or "encoder" to continue pre-training.
         image_size, in_channels: as of `load`; None for the file's own.
+        download: let timm fetch the pre-trained weights of its name.
 
     Raises:
         WeightsError: nothing is there, or it has no encoder.
@@ -139,7 +147,7 @@ def load_backbone(
     if file and system in FAMILIES:
         module = load(system, file, part=part, image_size=image_size, in_channels=in_channels)
     elif (file and system == "timm") or timm.is_model(text):
-        module = _from_timm(file or text, image_size, in_channels)
+        module = _from_timm(file or text, image_size, in_channels, download)
     elif Path(text).exists():
         module = _from_card(Path(text), image_size, in_channels)
     else:
@@ -276,6 +284,12 @@ def _with_card(path: Path) -> tuple[Path, Card]:
 def _from_card(path: Path, image_size: int | None, in_channels: int | None) -> nn.Module:
     """The encoder of a run or a converted file; another size or channel count goes through the key map."""
     weights, card = _with_card(path)
+    if "trunk" in card.extra:
+        raise WeightsError(
+            f"holds what {card.extra['method']['name']} trained, without the trunk",
+            path=path,
+            remedy=f"start from the trunk, {card.extra['trunk']['spec']}",
+        )
     what = encoder_of(card.architecture)
     state = read_state(weights)
     prefix = "encoder." if any(name.startswith("encoder.") for name in state) else ""
@@ -285,28 +299,37 @@ def _from_card(path: Path, image_size: int | None, in_channels: int | None) -> n
             keys.ours[name.removeprefix(prefix)] = tensor
         else:
             keys.dropped[name] = "not part of the encoder"
-    config = dict(what["config"])
+    config = trunk_config(what)
     have = config["in_channels"], config["image_size"]
     want = in_channels or have[0], image_size or have[1]
     if want != have:
-        config |= {"in_channels": want[0], "image_size": want[1]}
-        _refit(keys, what, config)
-    module, report = _assemble({"name": what["name"], "config": config}, keys)
+        changed = {**config, "in_channels": want[0], "image_size": want[1]}
+        _refit(keys, config, changed)
+        what = _with_config(what, changed)
+    module, report = _assemble(what, keys)
     size, channels = want[1], want[0]
     contract = replace(card.contract, size=size)
     if channels != card.contract.channels:
         mean, std = (_channels(values, channels) for values in (card.contract.mean, card.contract.std))
         contract = replace(contract, channels=channels, mean=mean, std=std)
-    card = replace(
-        card, part="backbone", architecture={"name": what["name"], "config": config}, contract=contract, classes=()
-    )
+    card = replace(card, part="backbone", architecture=dict(what), contract=contract, classes=())
     return _finish(module, card, report)
 
 
-def _refit(keys: Keys, what: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Carry an encoder's own tensors to another image size or channel count."""
-    patch = what["config"].get("patch_size", 16)
-    grids = tuple((c["image_size"] // patch,) * 2 for c in (what["config"], config))
+def _with_config(what: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
+    """An encoder's architecture with another configuration of its trunk; prompts keep the grid that they are for."""
+    if what["name"] != "prompted":
+        return {"name": what["name"], "config": config}
+    return {
+        "name": "prompted",
+        "config": {**what["config"], "encoder": _with_config(what["config"]["encoder"], config)},
+    }
+
+
+def _refit(keys: Keys, have: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Carry an encoder's own tensors from the trunk's configuration to one of another image size or channel count."""
+    patch = have.get("patch_size", 16)
+    grids = tuple((c["image_size"] // patch,) * 2 for c in (have, config))
     source = Keys(keys.ours)
     for name in list(source.left):
         if name in ("patch_embed.proj.weight", "patch_embed1.proj.weight"):
@@ -324,13 +347,19 @@ def _channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     return (sum(values) / len(values),) if channels == 1 else values * channels
 
 
-def _from_timm(name: str, image_size: int | None, in_channels: int | None) -> nn.Module:
-    """A plain vision transformer of timm, random: weights come from a file (``vit:FILE``), never from the network."""
+def _from_timm(name: str, image_size: int | None, in_channels: int | None, download: bool) -> nn.Module:
+    """A plain vision transformer of timm: random, with weights from a file as ``vit:FILE``, or downloaded if asked."""
     if not timm.is_model(name):
         raise WeightsError(
             f"unknown timm model {name!r}", remedy=nearest(name, timm.list_models("vit_*", module="vision_transformer"))
         )
-    model = timm.create_model(name, pretrained=False)
+    try:
+        model = timm.create_model(name, pretrained=download)
+    except (OSError, RuntimeError) as error:
+        what = str(error).splitlines()[0]
+        raise WeightsError(
+            f"timm's {name} cannot be downloaded ({what})", remedy="give its file as vit:FILE, or leave out --download"
+        ) from error
     heads = next((m.num_heads for m in model.modules() if isinstance(m, Attention)), None)
     keys = Keys(model.state_dict())
     try:
@@ -342,12 +371,16 @@ def _from_timm(name: str, image_size: int | None, in_channels: int | None) -> nn
             remedy="choose one such as vit_small_patch16_224",
         ) from error
     shape = what["config"]
+    contract = vit.contract(shape["image_size"], shape["in_channels"])
+    if download and contract.channels == len(model.pretrained_cfg["mean"]):
+        trained_on = model.pretrained_cfg
+        contract = replace(contract, mean=tuple(trained_on["mean"]), std=tuple(trained_on["std"]))
     card = Card(
         system="vit",
         part="backbone",
         architecture=what,
-        contract=vit.contract(shape["image_size"], shape["in_channels"]),
-        source=f"timm {timm.__version__} {name}, random weights",
+        contract=contract,
+        source=f"timm {timm.__version__} {name}, {'pre-trained' if download else 'random'} weights",
         licence=vit.LICENCE,
         citation=vit.CITATION,
     )

@@ -83,7 +83,7 @@ class Classifier(nn.Module):
         nn.init.trunc_normal_(last.weight, std=head_std)
         nn.init.zeros_(last.bias)
         self.head = last if head == "linear" else _mlp3(encoder.width, last)
-        freeze_unused(encoder, final=not fc_norm)
+        freeze_unused(encoder, final=not fc_norm, pooled=pool == "encoder")
         self.config: dict[str, Any] = {
             "classes": list(classes),
             "pool": pool,

@@ -28,7 +28,7 @@ def last_tokens(encoder: Encoder, image: Tensor) -> tuple[Tensor, tuple[int, int
     return encoded.layers[last], encoded.grid
 
 
-def freeze_unused(encoder: Encoder, *, final: bool) -> None:
+def freeze_unused(encoder: Encoder, *, final: bool, pooled: bool = False) -> None:
     """Take parameters that a fine-tuned network does not read out of training.
 
     Without this, training on several processes would wait for their gradients.
@@ -37,11 +37,14 @@ def freeze_unused(encoder: Encoder, *, final: bool) -> None:
         encoder: its mask token is frozen in any case.
         final: whether the head reads the encoder's final output; if not, its final norm and the projections that
             are added before that (ConvMAE's multi-scale fusion) are frozen too.
+        pooled: the head reads `pooled`, which trunks that take the mean of the patches take before their final norm.
     """
     for name in ("mask_token",) if final else ("mask_token", "norm", "stage1_output", "stage2_output"):
         part = getattr(encoder, name, None)
         if isinstance(part, nn.Module | nn.Parameter):
             part.requires_grad_(False)
+    if pooled and getattr(encoder.config, "pool", "mean") == "mean":
+        encoder.get_submodule("norm").requires_grad_(False)
 
 
 def build_neck(

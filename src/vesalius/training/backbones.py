@@ -19,8 +19,11 @@ from vesalius.training.provenance import read_seen
 from vesalius.training.runs import RunFolder
 
 
-def open_backbone(spec: str, *, image_size: int | None = None) -> tuple[Encoder, Card]:
+def open_backbone(spec: str, *, image_size: int | None = None, download: bool = False) -> tuple[Encoder, Card]:
     """A backbone and its card; after "random:" the same network with fresh weights, or a system's tiny preset.
+
+    Args:
+        spec, image_size, download: as of `load_backbone`.
 
     Raises:
         WeightsError: nothing is there, or it has no encoder.
@@ -34,7 +37,7 @@ def open_backbone(spec: str, *, image_size: int | None = None) -> tuple[Encoder,
         config = presets[preset or "tiny"]
         module = system_class(name)(replace(config, image_size=image_size or config.image_size))
         return module.encoder, Card(name, "backbone", architecture(module.encoder), module.contract)
-    encoder = load_backbone(rest if kind == "random" else spec, image_size=image_size)
+    encoder = load_backbone(rest if kind == "random" else spec, image_size=image_size, download=download)
     card = encoder.card
     assert isinstance(card, Card)
     if kind == "random":
@@ -49,7 +52,7 @@ def override(preset: Any, changes: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: a key that it does not have; the nearest is named.
 
-    >>> from vesalius.adapt.full import AdaptConfig
+    >>> from vesalius.adapt.adaptation import AdaptConfig
     >>> override(AdaptConfig(), {"betas": [0.9, 0.95]}).betas
     (0.9, 0.95)
     """

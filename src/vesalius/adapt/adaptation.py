@@ -1,30 +1,29 @@
-"""Fine-tune a backbone and a task's head, or the head alone.
+"""How a labelled batch becomes a loss, and what trains by which optimiser, whatever the method.
 
 `full` follows USFM's downstream code: AdamW with layer-wise learning-rate decay, warm-up and half a cosine, all
 learning rates in proportion to the images a step; its segmentation configuration sets layer decay, but the code ignores
-it, and here it is applied. `linear` trains the head on a frozen trunk, which stays in evaluation mode.
+it, and here it is applied. The methods for few labels follow EPT's configurations: SGD and half a cosine, and the trunk
+stays in evaluation mode. Published prompts move by the head's learning rate, which hardly moves them in a run of few
+steps (a prompt's gradient is bounded by its share of the softmax); `inner_lr` gives them their own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from vesalius.adapt import METHODS
 from vesalius.data.contract import InputContract
 from vesalius.data.datasets import EvalView, TrainView
-from vesalius.errors import ConfigError, nearest
 from vesalius.nn.encoder import Encoder
 from vesalius.nn.optim import adamw, warmup_cosine
+from vesalius.tasks.validation import ValidationScores
 
 FIELDS = {"classification": "label", "segmentation": "mask", "enhancement": "target"}
 """What a task learns from, in a sample."""
-MONITOR = {"classification": "val/balanced_accuracy", "segmentation": "val/dice", "enhancement": "val/loss"}
-"""What the best checkpoint is chosen by."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,11 @@ class AdaptConfig:
         weight_decay, betas: of AdamW.
         layer_decay: factor of the learning rate from one layer to the one below.
         drop_path: stochastic depth at the last block.
-        grad_clip: largest norm of the gradient.
-        flip, rot90: augmentation, see `TrainView`. USFM's classification has none.
+        grad_clip: largest norm of the gradient; 0 = as it is.
+        flip, rot90, crop_scale: augmentation, see `TrainView`. USFM's classification has none.
+        optimizer: adamw, or sgd (every trained number then decays, as in EPT's code).
+        momentum: of SGD.
+        inner_lr: peak learning rate of what a few-label method trains inside the trunk; None = the head's.
     """
 
     lr: float = 1.25e-3
@@ -55,6 +57,10 @@ class AdaptConfig:
     grad_clip: float = 5.0
     flip: bool = False
     rot90: bool = False
+    crop_scale: tuple[float, float] | None = None
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9
+    inner_lr: float | None = None
 
     def scaled(self, images: int) -> AdaptConfig:
         """With the learning rates for steps of `images` images.
@@ -78,6 +84,24 @@ PRESETS = {
     "tiny": dict.fromkeys(FIELDS, _TINY),
 }
 """Preset -> task -> hyper-parameters. The enhancement's are not published; segmentation's are taken. [rec]"""
+FEW_LABELS = {
+    "paper": AdaptConfig(
+        lr=6e-4,
+        warmup_lr=0.0,
+        min_lr=0.0,
+        per_images=0,
+        warmup=0.0,
+        weight_decay=1e-4,
+        layer_decay=1.0,
+        drop_path=0.0,
+        grad_clip=0.0,
+        flip=True,
+        crop_scale=(0.08, 1.0),
+        optimizer="sgd",
+    ),
+    "tiny": replace(_TINY, lr=3e-3, layer_decay=1.0, weight_decay=1e-4),
+}
+"""Preset -> hyper-parameters of classification by every method but `full`: EPT's configurations."""
 
 
 def for_fine_tuning(encoder: Encoder, drop_path: float) -> Encoder:
@@ -104,21 +128,22 @@ class Adaptation(L.LightningModule):
         task: a head on an encoder (`vesalius.tasks`).
         contract: the pixels that the encoder expects.
         config: hyper-parameters, their learning rates already `scaled`.
-        method: full or linear.
+        method: what was installed in the task's encoder (`vesalius.adapt.methods.install`).
     """
 
     def __init__(self, task: Any, contract: InputContract, config: AdaptConfig, *, method: str = "full"):
         super().__init__()
-        if method not in METHODS:
-            raise ConfigError(f"unknown method {method!r}", remedy=nearest(method, METHODS))
         self.task: Any = task
         self.contract, self.config, self.method = contract, config, method
         self.total_steps = 1  # the loop sets it before it asks for the optimiser
-        self.train_view = TrainView(contract, flip=config.flip, rot90=config.rot90)
+        self.train_view = TrainView(contract, flip=config.flip, rot90=config.rot90, crop_scale=config.crop_scale)
         self.eval_view = EvalView(contract)
-        if method == "linear":
-            self.encoder.freeze()
-        self._counts: Tensor | None = None
+        self._scores = ValidationScores(task)
+
+    @property
+    def monitor(self) -> str:
+        """The validation metric that the best checkpoint is chosen by."""
+        return self._scores.monitor
 
     @property
     def encoder(self) -> Encoder:
@@ -126,9 +151,9 @@ class Adaptation(L.LightningModule):
         return self.task.encoder
 
     def train(self, mode: bool = True) -> Adaptation:
-        """As of any module; a frozen trunk stays in evaluation mode."""
+        """As of any module; a trunk that is not fine-tuned stays in evaluation mode."""
         super().train(mode)
-        if self.method == "linear":
+        if self.method != "full":
             self.encoder.eval()
         return self
 
@@ -141,53 +166,29 @@ class Adaptation(L.LightningModule):
         return self._fields(self.eval_view(sample))
 
     def _fields(self, sample: dict[str, Any]) -> dict[str, Tensor]:
-        return {name: sample[name] for name in ("image", FIELDS[self.task.TASK])}
+        return {name: sample[name] for name in ("image", FIELDS[self.task.TASK], "annotated") if name in sample}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The task's loss."""
         return self.task.loss(self.task(batch["image"]), batch)
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the counts of the validation before."""
-        self._counts = None
+        """Forget the validation before."""
+        self._scores.reset()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """The loss, and the counts of which the epoch's score is made."""
+        """The loss, and what the epoch's score is made of."""
         output = self.task(batch["image"])
-        loss = self.task.loss(output, batch)
-        self.log("val/loss", loss, batch_size=len(batch["image"]), sync_dist=True)
-        counts = self._count(output, batch)
-        if counts is not None:
-            self._counts = counts if self._counts is None else self._counts + counts
+        self.log("val/loss", self.task.loss(output, batch), batch_size=len(batch["image"]), sync_dist=True)
+        self._scores.update(output, batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Balanced accuracy, or Dice over all pixels of the set at the network's size (a mean over classes)."""
-        if self._counts is None:
-            return
-        counts = self.trainer.strategy.reduce(self._counts, reduce_op="sum").double()
-        if self.task.TASK == "classification":
-            found = counts.sum(1) > 0
-            self.log("val/balanced_accuracy", (counts.diagonal()[found] / counts.sum(1)[found]).mean().float())
-        else:
-            found = counts[1] > 0
-            self.log("val/dice", (2 * counts[0][found] / counts[1][found]).mean().nan_to_num().float())
-
-    def _count(self, output: Any, batch: dict[str, Tensor]) -> Tensor | None:
-        """Classification: confusion ``[K, K]``, rows the truth; segmentation: overlap and sum of areas ``[2, K]``."""
-        if self.task.TASK == "enhancement":
-            return None
-        if self.task.TASK == "classification":
-            k = output.shape[1]
-            return torch.bincount(batch["label"] * k + output.argmax(1), minlength=k * k).view(k, k)
-        valid = batch["mask"] != 255
-        guess = output["logits"].argmax(1)[valid]
-        truth = batch["mask"][valid].long()
-        k = output["logits"].shape[1]
-        overlap = torch.bincount(truth[truth == guess], minlength=k)
-        return torch.stack([overlap, torch.bincount(truth, minlength=k) + torch.bincount(guess, minlength=k)])[:, 1:]
+        """See `ValidationScores`."""
+        for name, value in self._scores.compute().items():
+            self.log(f"val/{name}", value)
 
     def configure_optimizers(self) -> Any:
-        """AdamW for `total_steps` steps; the head takes the full learning rate."""
+        """The optimiser and its schedule over `total_steps` steps; the head takes the full learning rate."""
         c = self.config
 
         def schedule(step: int) -> float:
@@ -200,10 +201,27 @@ class Adaptation(L.LightningModule):
                 warmup_lr=c.warmup_lr,
             )
 
-        layer_decay = 1.0 if self.method == "linear" else c.layer_decay
-        return adamw(
-            self, lr=c.lr, schedule=schedule, weight_decay=c.weight_decay, betas=c.betas, layer_decay=layer_decay
-        )
+        if self.method == "full":
+            return adamw(
+                self, lr=c.lr, schedule=schedule, weight_decay=c.weight_decay, betas=c.betas, layer_decay=c.layer_decay
+            )
+        groups = self._groups()
+        optimizer: torch.optim.Optimizer
+        if c.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=c.betas, weight_decay=c.weight_decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step) / c.lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The head's parameters, and those inside the trunk by their own learning rate."""
+        inside = [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
+        known = {id(parameter) for parameter in self.encoder.parameters()}
+        head = [p for p in self.task.parameters() if p.requires_grad and id(p) not in known]
+        rate = self.config.lr if self.config.inner_lr is None else self.config.inner_lr
+        groups = [{"params": head, "lr": self.config.lr}, {"params": inside, "lr": rate}]
+        return [group for group in groups if group["params"]]
 
     def configure_gradient_clipping(
         self,
@@ -212,4 +230,5 @@ class Adaptation(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip at the configuration's norm unless the loop was given another."""
-        self.clip_gradients(optimizer, gradient_clip_val or self.config.grad_clip, gradient_clip_algorithm or "norm")
+        if norm := gradient_clip_val or self.config.grad_clip:
+            self.clip_gradients(optimizer, norm, gradient_clip_algorithm or "norm")

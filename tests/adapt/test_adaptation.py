@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from vesalius.adapt.full import PRESETS, Adaptation, AdaptConfig, for_fine_tuning
+from vesalius.adapt.adaptation import FEW_LABELS, PRESETS, Adaptation, AdaptConfig, for_fine_tuning
+from vesalius.adapt.methods import install, settings
 from vesalius.data.contract import InputContract
 from vesalius.nn.vit import ViT, ViTConfig
 from vesalius.tasks.classification import Classifier
-from vesalius.tasks.segmentation import Segmenter
 
 SHAPE = {"image_size": 32, "patch_size": 8, "in_channels": 1, "width": 16, "depth": 3, "heads": 2}
 CONTRACT = InputContract(32, 1, (0.5,), (0.25,))
@@ -40,9 +42,8 @@ def test_learning_rates_fall_with_depth_and_scale_with_the_images_a_step():
 
 
 def test_linear_moves_the_head_alone_and_keeps_the_trunk_in_evaluation_mode():
-    module = Adaptation(
-        Classifier(ViT(ViTConfig(**SHAPE, drop_path=0.5)), ("a", "b")), CONTRACT, AdaptConfig(), method="linear"
-    )
+    encoder = ViT(ViTConfig(**SHAPE, drop_path=0.5)).freeze()
+    module = Adaptation(Classifier(encoder, ("a", "b")), CONTRACT, AdaptConfig(), method="linear")
     before = {name: value.clone() for name, value in module.encoder.state_dict().items()}
     head = module.task.head.weight.clone()
     module.train()
@@ -57,14 +58,14 @@ def test_linear_moves_the_head_alone_and_keeps_the_trunk_in_evaluation_mode():
     assert not torch.equal(head, module.task.head.weight)
 
 
-def test_validation_counts_give_balanced_accuracy_and_dice():
-    encoder = ViT(ViTConfig(**SHAPE))
-    classifier = Adaptation(Classifier(encoder, ("a", "b", "c")), CONTRACT, AdaptConfig())
-    logits = torch.eye(3)[[0, 0, 1, 0]]
-    counts = classifier._count(logits, {"label": torch.tensor([0, 0, 1, 1])})
-    assert counts.tolist() == [[2, 0, 0], [1, 1, 0], [0, 0, 0]]
-    segmenter = Adaptation(Segmenter(encoder, ("x", "y")), CONTRACT, AdaptConfig())
-    guess = torch.tensor([[[0, 1], [1, 2]]])
-    truth = torch.tensor([[[0, 1], [255, 1]]], dtype=torch.uint8)
-    logits = torch.nn.functional.one_hot(guess, 3).permute(0, 3, 1, 2).float()
-    assert segmenter._count({"logits": logits}, {"mask": truth}).tolist() == [[1, 0], [3, 1]]
+def test_what_is_inside_the_trunk_may_have_its_own_learning_rate():
+    encoder = install(ViT(ViTConfig(**SHAPE)), "ept", settings("ept"), generator=torch.Generator())
+    task = Classifier(encoder, ("a", "b"), pool="encoder")
+    module = Adaptation(task, CONTRACT, replace(FEW_LABELS["paper"], inner_lr=0.5), method="ept")
+    module.total_steps = 10
+    optimizer = module.configure_optimizers()["optimizer"]
+    head, inside = optimizer.param_groups
+    assert (type(optimizer), head["lr"], inside["lr"]) == (torch.optim.SGD, 6e-4, 0.5)
+    assert [len(group["params"]) for group in (head, inside)] == [2, 3]
+    module.train()
+    assert not any(part.training for part in module.encoder.modules())
