@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from vesalius.data.blur import Blur
 from vesalius.data.contract import InputContract
-from vesalius.data.datasets import Draws, EvalView, ImageDataset, TrainView, generator
+from vesalius.data.datasets import Draws, EvalView, ImageDataset, TrainView, generator, is_multilabel
 from vesalius.data.index import index
 from vesalius.data.sampling import DrawSampler
 from vesalius.data.table import make_table, select
@@ -51,6 +51,9 @@ def test_labels_are_numbers_or_several_hot(row):
     dataset = ImageDataset(several, GREY, task="classification")
     assert [dataset[i]["label"].tolist() for i in range(4)] == [[0, 1], [1, 0], [1, 1], [0, 0]]
     assert dataset[3]["annotated"].tolist() == [False, True] and dataset[2]["annotated"].all()
+    unlabelled = [row("u.png"), row("v.png", mask="m.png", mask_classes=["cyst"], annotated=["cyst"])]
+    assert not is_multilabel(make_table([*one, *unlabelled]), ("abscess", "cyst"))
+    assert is_multilabel(make_table([*one, none_found]), ("abscess", "cyst"))
     alike = ImageDataset(make_table(one), GREY, task="classification", multilabel=True)  # a part without any such row
     assert alike[0]["label"].tolist() == [0, 1] and alike[0]["annotated"].tolist() == [False, True]
     with pytest.raises(VesaliusError, match="1 of 4 images have none of the classes"):

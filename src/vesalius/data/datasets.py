@@ -130,12 +130,13 @@ class ImageDataset(Dataset[Sample]):
                 raise shape_error(target.path, target.size, image.path, image.size)
             sample["target"] = self._clean.unit(target)
         if self.task == "segmentation" or self.multilabel:
-            looked_for = {
-                *row["annotated"],
-                *(row["labels"] if self.multilabel else ()),
-            }  # what was found was looked for
-            sample["annotated"] = torch.tensor([name in looked_for for name in self.classes])
+            sample["annotated"] = self._annotated(row)
         return sample
+
+    def targets(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of a classification, without reading the images: every ``label`` and ``annotated``, ``[N]`` or ``[N, K]``."""
+        labels, annotated = ([get(row) for row in self._rows] for get in (self._label, self._annotated))
+        return torch.stack(labels).numpy(), torch.stack(annotated).numpy()
 
     def where(self, index: int) -> str:
         """The file, and frame, of a row: for messages."""
@@ -155,6 +156,11 @@ class ImageDataset(Dataset[Sample]):
         if self.multilabel:
             return torch.tensor([float(name in row["labels"]) for name in self.classes])
         return torch.tensor(next(i for i, name in enumerate(self.classes) if name in row["labels"]))
+
+    def _annotated(self, row: Mapping[str, Any]) -> Tensor:
+        # a label that was found was looked for, even in a table that does not say so
+        looked_for = {*row["annotated"], *(row["labels"] if self.task == "classification" else ())}
+        return torch.tensor([name in looked_for for name in self.classes])
 
     def _mask(self, index: int, image: Image) -> Tensor:
         row = self._rows[index]
@@ -181,7 +187,7 @@ def is_multilabel(table: pl.DataFrame, classes: Sequence[str]) -> bool:
     """
     found, looked_for = (pl.col(name).list.set_intersection(list(classes)) for name in ("labels", "annotated"))
     nothing = (pl.col("labels").list.len() == 0) & (looked_for.list.len() > 0)
-    return not table.filter((found.list.len() > 1) | nothing).is_empty()
+    return not select(table, task="classification").filter((found.list.len() > 1) | nothing).is_empty()
 
 
 class Draws(Dataset[Any]):

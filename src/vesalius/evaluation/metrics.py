@@ -13,21 +13,27 @@ from vesalius.tasks.metrics import (
     batch_overlap,
     classification,
     deblurring_scores,
+    defined_mean,
     enhancement,
     foreground_scores,
     segmentation,
     surface_hd95,
+    within_class_scatter,
 )
+from vesalius.tasks.multilabel import multilabel
 
 __all__ = [
     "batch_overlap",
     "bootstrap",
     "classification",
     "deblurring_scores",
+    "defined_mean",
     "enhancement",
     "foreground_scores",
+    "multilabel",
     "segmentation",
     "surface_hd95",
+    "within_class_scatter",
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -89,3 +91,39 @@ def knn(
     votes = np.zeros((len(test), classes))
     np.add.at(votes, (rows, labels[nearest]), weights)
     return votes / votes.sum(1, keepdims=True)
+
+
+def each_class(
+    protocol: Callable[..., NDArray[np.float64]],
+    train: Features,
+    labels: NDArray[np.bool_],
+    annotated: NDArray[np.bool_],
+    test: Features,
+    *,
+    val: tuple[Features, NDArray[np.bool_], NDArray[np.bool_]] | None = None,
+) -> NDArray[np.float64]:
+    """Probabilities ``[N, K]`` of any number of labels an image: a protocol of two classes for every label by itself.
+
+    Args:
+        protocol: `linear_probe` or `knn`, with its other arguments bound.
+        train, test: features ``[N, width]``.
+        labels, annotated: ``[N, K]``; a label is learned from the images in which it was looked for, and one that none
+            of them has (or that all have) gets probability 0 (or 1).
+        val: features, labels and annotated, where the protocol takes validation images.
+
+    >>> train, labels = np.eye(2, dtype=np.float32), np.array([[True, False], [False, False]])
+    >>> each_class(lambda *a, **k: knn(*a, **k, k=1), train, labels, np.ones((2, 2), bool), train).tolist()
+    [[1.0, 0.0], [0.0, 0.0]]
+    """
+    columns = []
+    for c in range(labels.shape[1]):
+        rows = annotated[:, c]
+        found = labels[rows, c].astype(np.int64)
+        if len(np.unique(found)) < 2:
+            columns.append(np.full(len(test), float(found.any())))
+            continue
+        options = {}
+        if val is not None and val[2][:, c].any():
+            options["val"] = val[0][val[2][:, c]], val[1][val[2][:, c], c].astype(np.int64)
+        columns.append(protocol(train[rows], found, test, classes=2, **options)[:, 1])
+    return np.stack(columns, axis=1)

@@ -13,7 +13,8 @@ from torchvision.transforms.v2 import functional as F
 
 from vesalius.data.datasets import ImageDataset
 from vesalius.data.progress import track
-from vesalius.evaluation.metrics import bootstrap, enhancement
+from vesalius.evaluation.metrics import bootstrap, defined_mean, enhancement
+from vesalius.tasks.multilabel import SEPARATOR, Ranking, named
 
 Score = Callable[[NDArray[np.int64]], float]
 
@@ -24,7 +25,7 @@ def score_task(task: Any, images: ImageDataset, *, batch_size: int = 16) -> tupl
 
     Args:
         task: in evaluation mode.
-        images: labelled, with the network's contract.
+        images: labelled, with the network's contract, and multi-label if the task is.
         batch_size: images at a time.
 
     Returns:
@@ -34,6 +35,7 @@ def score_task(task: Any, images: ImageDataset, *, batch_size: int = 16) -> tupl
     contract = images.contract
     outputs: list[Any] = []
     truths: list[Any] = []
+    annotated: list[Any] = []
     inputs: list[NDArray[np.float32]] = []
     starts = range(0, len(images), batch_size)
     for start in track(starts, len(starts), "predicting"):
@@ -44,7 +46,8 @@ def score_task(task: Any, images: ImageDataset, *, batch_size: int = 16) -> tupl
             size = list(sample["image"].shape[-2:])
             if task.TASK == "classification":
                 outputs.append(output.numpy())
-                truths.append(int(sample["label"]))
+                truths.append(sample["label"].numpy())
+                annotated.append(sample.get("annotated"))
             elif task.TASK == "segmentation":
                 outputs.append(task.labels(output, tuple(size)))
                 truths.append(sample["mask"].numpy())
@@ -54,6 +57,8 @@ def score_task(task: Any, images: ImageDataset, *, batch_size: int = 16) -> tupl
                 truths.append(sample["target"].numpy())
                 inputs.append(sample["image"].numpy())
     if task.TASK == "classification":
+        if task.multilabel:
+            return score_labels(task.metrics, np.stack(outputs), np.stack(truths), np.stack(annotated), images.classes)
         return score_classes(task.metrics, np.stack(outputs), np.array(truths), images.classes)
     if task.TASK == "segmentation":
         spacings = [None if row is None else tuple(row) for row in images.table["spacing"].to_list()]
@@ -83,6 +88,29 @@ def score_classes(
     return metrics(probabilities, labels), cases
 
 
+def score_labels(
+    metrics: Callable[..., dict[str, Any]],
+    probabilities: NDArray[np.floating],
+    labels: NDArray[Any],
+    annotated: NDArray[np.bool_],
+    classes: Sequence[str],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`score_classes` for any number of labels an image, whose names are joined by ``;``.
+
+    Args:
+        metrics: from probabilities, labels and annotated.
+        probabilities, labels, annotated: ``[N, K]``.
+        classes: K names.
+    """
+    cases: dict[str, Any] = {
+        "label": [named(row, classes) for row in labels],
+        "annotated": [named(row, classes) for row in annotated],
+        "predicted": [named(row, classes) for row in probabilities],
+    }
+    cases |= {f"p_{name}": probabilities[:, column].tolist() for column, name in enumerate(classes)}
+    return metrics(probabilities, labels, annotated), cases
+
+
 def intervals(
     task: str, cases: dict[str, Any], classes: Sequence[str], *, groups: Sequence[str], draws: int, seed: int
 ) -> dict[str, dict[str, float]]:
@@ -96,7 +124,9 @@ def intervals(
         draws, seed: of the bootstrap.
     """
     scores: dict[str, Score] = {}
-    if task == "classification":
+    if task == "classification" and "annotated" in cases:
+        scores = _rank_scores(cases, classes)
+    elif task == "classification":
         right = np.array(cases["label"]) == np.array(cases["predicted"])
         truth = np.array(cases["label"])
         members = [truth == name for name in classes if (truth == name).any()]
@@ -114,6 +144,24 @@ def intervals(
             scores[key] = _mean_of(np.where(np.isfinite(values), values, np.nan))
     n = len(next(iter(cases.values())))
     return {name: bootstrap(score, n, groups=groups, draws=draws, seed=seed) for name, score in scores.items()}
+
+
+def _rank_scores(cases: dict[str, Any], classes: Sequence[str]) -> dict[str, Score]:
+    """Mean average precision and AUROC over the classes that have both labels in the rows drawn."""
+    n = len(cases["label"])
+    labels, annotated = (
+        np.array([[name in row.split(SEPARATOR) for name in classes] for row in cases[column]])
+        for column in ("label", "annotated")
+    )
+    ranking = Ranking(np.array([cases[f"p_{name}"] for name in classes]).T, labels, annotated)
+
+    def weights(rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.bincount(rows, minlength=n).astype(float)
+
+    return {
+        "mAP": lambda rows: defined_mean(ranking.average_precision(weights(rows))),
+        "auroc": lambda rows: defined_mean(ranking.auroc(weights(rows))),
+    }
 
 
 def _mean_of(values: NDArray[np.float64]) -> Score:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,15 +16,15 @@ from rich.console import Console
 from vesalius.adapt.labels import class_names, few_labels, labelled
 from vesalius.adapt.networks import load_task
 from vesalius.data.contract import InputContract
-from vesalius.data.datasets import ImageDataset
+from vesalius.data.datasets import is_multilabel
 from vesalius.data.progress import track
 from vesalius.data.table import load_table, select
 from vesalius.errors import ConfigError, UnreadableImage, VesaliusError
-from vesalius.evaluation.metrics import classification
+from vesalius.evaluation.metrics import classification, multilabel
 from vesalius.evaluation.prediction import Writer, find_inputs, predict_file
-from vesalius.evaluation.protocols import features, knn, linear_probe
+from vesalius.evaluation.protocols import each_class, features, knn, linear_probe
 from vesalius.evaluation.results import Result
-from vesalius.evaluation.scoring import intervals, score_classes, score_task
+from vesalius.evaluation.scoring import intervals, score_classes, score_labels, score_task
 from vesalius.files import atomic, output_folder, sha256
 from vesalius.published.card import Card
 from vesalius.tasks import TASKS
@@ -108,7 +109,13 @@ def evaluate(
     kind: str = protocol
     if task is not None:
         kind = "task"
-        images = labelled(rows, card.contract, task=name, classes=_same_classes(table, name, card))
+        images = labelled(
+            rows,
+            card.contract,
+            task=name,
+            classes=_same_classes(table, name, card),
+            multilabel=getattr(task, "multilabel", False),
+        )
         names = tuple(card.classes)
         metrics, cases = score_task(task, images, batch_size=batch_size)
     else:
@@ -255,22 +262,33 @@ def _probe(
     encoder, card = open_backbone(str(run))
     encoder.to(_device()).freeze()
 
-    def read(part: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-        images: ImageDataset = labelled(part, card.contract, task="classification", classes=names)
-        labels = [next(i for i, name in enumerate(names) if name in row) for row in part["labels"].to_list()]
-        return features(encoder, images, batch_size=batch_size), np.array(labels)
-
-    train_rows = select(table, split="train", task="classification")
+    train_rows, val_rows = (select(table, split=part, task="classification") for part in ("train", "val"))
     if train_rows.is_empty():
         raise VesaliusError("the table has no labelled training images", remedy="index them with a training split")
-    train, labels = read(few_labels(train_rows, fraction=fraction, shots=shots, seed=seed))
-    test, truth = read(rows)
-    if kind == "knn":
-        probabilities = knn(train, labels, test, classes=len(names))
-    else:
-        val_rows = select(table, split="val", task="classification")
-        val = None if val_rows.is_empty() or split == "val" else read(val_rows)
-        probabilities = linear_probe(train, labels, test, classes=len(names), val=val, seed=seed)
+    several = is_multilabel(table, names)
+
+    def read(part: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Features; class indices, or labels of 0 and 1; and which classes were looked for."""
+        images = labelled(part, card.contract, task="classification", classes=names, multilabel=several)
+        labels, annotated = images.targets()
+        return features(encoder, images, batch_size=batch_size), labels, annotated
+
+    few = few_labels(train_rows, fraction=fraction, shots=shots, seed=seed, classes=names)
+    (train, labels, annotated), (test, truth, looked_for) = read(few), read(rows)
+    use_val = kind != "knn" and split != "val" and not val_rows.is_empty()
+    val = read(val_rows) if use_val else None
+    method: Callable[..., np.ndarray] = knn if kind == "knn" else partial(linear_probe, seed=seed)
+    if several:
+        probabilities = each_class(method, train, labels > 0, annotated, test, val=val)
+        return score_labels(
+            lambda p, y, known: multilabel(p, y, classes=names, annotated=known),
+            probabilities,
+            truth,
+            looked_for,
+            names,
+        )
+    options = {} if val is None else {"val": val[:2]}
+    probabilities = method(train, labels, test, classes=len(names), **options)
     return score_classes(lambda p, y: classification(p, y, classes=names), probabilities, truth, names)
 
 
