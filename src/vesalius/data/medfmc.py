@@ -248,7 +248,8 @@ def _say_slides(folder: Folder, names: Sequence[str], splits: Mapping[str, str])
 def published_draws(folder: str | Path, *, shots: int, as_published: bool = False) -> list[tuple[list[str], list[str]]]:
     """The five published draws of a set: the file names for training and for validation.
 
-    No file, and no patient, of a draw's training list is in its validation list, and no file is listed twice.
+    No file, and no patient, of a draw's training list is in its validation list, and no file is listed twice. What is
+    left to validate on may be little, or lack a class: endo has few studies that ten shots of four classes do not draw.
 
     Args:
         folder: chest, colon or endo, with the lists ``chest_5-shot_train_exp1.txt``, ... or their place in data_backup.
