@@ -70,6 +70,16 @@ class Result:
         except (TypeError, ValueError) as error:
             raise VesaliusError(f"not a result file ({error})", path=path, remedy="evaluate again") from error
 
+    @property
+    def counted(self) -> str:
+        """With several labels an image: over how many classes mAP and AUROC are means. Otherwise empty."""
+        counted, classes = self.metrics.get("classes_counted"), self.metrics.get("per_class", {})
+        if counted is None:
+            return ""
+        absent = ", ".join(self.metrics.get("absent", ()))
+        lacking = f"; none of the images holds {absent}" if absent else ""
+        return f"mAP and AUROC are means over {counted} of {len(classes)} classes{lacking}"
+
     def show(self, console: Console | None = None) -> None:
         """Print the scores as tables."""
         console = console or Console()
@@ -90,6 +100,8 @@ class Result:
             for name, row in classes.items():
                 per_class.add_row(name, *(_number(row.get(key)) for key in columns))
             console.print(per_class)
+        if self.counted:
+            console.print(f"Note: {self.counted}.", highlight=False)
         if self.leakage.get("backbone"):
             console.print(
                 f"Note: the backbone was pre-trained (without labels) on {self.leakage['backbone']} of these patients."

@@ -19,7 +19,15 @@ from vesalius.report.html import Block, Card, Cards, Code, Details, Figure, Head
 from vesalius.training.runs import RunFolder
 
 NAMES = {
+    "CF1": "F1 of CP and CR",
+    "CP": "Precision, mean over classes (CP)",
+    "CR": "Recall, mean over classes (CR)",
+    "OF1": "F1 over all decisions (OF1)",
+    "OP": "Precision over all decisions (OP)",
+    "OR": "Recall over all decisions (OR)",
     "accuracy": "Accuracy",
+    "annotated": "Annotated images",
+    "ap": "Average precision",
     "auroc": "AUROC",
     "balanced_accuracy": "Balanced accuracy",
     "dice": "Dice",
@@ -30,6 +38,7 @@ NAMES = {
     "iou": "IoU",
     "loss": "Loss",
     "lr": "Learning rate",
+    "mAP": "mAP",
     "mae": "Mean absolute error",
     "n": "Images",
     "psnr": "PSNR",
@@ -175,6 +184,8 @@ def _score_blocks(result: Result) -> list[Block]:
     caption = f"**{result.images} images of {result.patients} patients**, split {result.split}{how}."
     if seen := result.leakage.get("backbone"):
         caption += f" The backbone was pre-trained, without labels, on {seen} of these patients."
+    if result.counted:
+        caption += f" {result.counted}."
     blocks: list[Block] = [Heading("Scores"), Table(["score", "value", "95 % interval"], rows, caption)]
     per_class = result.metrics.get("per_class")
     if per_class:
