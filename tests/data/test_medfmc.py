@@ -103,7 +103,7 @@ def test_the_three_sets_come_as_one_table(three, tmp_path, capsys):
     region = rows[COLON.format(slide=1, region=1, image=2)]
     assert region["labels"] == ["negative"] and region["split"] == "train"
     assert region["patient"] == "MedFMC/2019-01-1-1-1_2019-05-28 23_07_27-lv1-1-1-2-3"
-    assert "1 of 2 slides have regions in more than one split: 2019-01-1-1-1_2019-05-28 23_07_27" in shown
+    assert "1 of 2 slides have regions (MedFMC's patients) in more than one split: 2019-01-1-1-1_2019" in shown
     assert "pleural_effusion 2" in shown and "nodule 0" in shown and "(2 images have several, 2 none)" in shown
     assert "no image in test has the label TB, aortic_calcification, atelectasis and " in shown
 
@@ -135,8 +135,8 @@ def test_lists_that_part_a_patient_are_mended_and_say_so(write, tmp_path, capsys
     assert [splits[f"13333_2021.{n:02}_{n:04}"] for n in range(1, 6)] == ["train", "val", "test", "test", "test"]
     shown = capsys.readouterr().err
     assert "2 patients are in train_20 and in val_20, and go whole to one of them: 13333_2021.01" in shown
-    assert "4 images of training left out, whose patients are in test_WithLabel: 13333_2021.03" in shown
-    assert "1 images of test_WithoutLabel left out, whose patients are in training" in shown
+    assert "4 images for training left out, whose patients are in test_WithLabel: 13333_2021.03" in shown
+    assert "1 images of test_WithoutLabel left out, whose patients are for training: 13333_2021.01" in shown
     assert len(rows) == 8 + 2 + 1
 
 

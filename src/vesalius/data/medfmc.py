@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,56 +148,70 @@ def entries(folder: Folder) -> list[Entry]:
 def _entries(folder: Folder, path: Path, kind: str) -> list[Entry]:
     one, lists = SETS[kind], _lists(path)
     flags: dict[str, tuple[int, ...]] = {}
-    listed = {name: _read(lists / f"{name}.txt", one, flags) for name in LABELLED}
-    training = list(dict.fromkeys(name for part in TRAINING for name in listed[part]))
-    unlabelled = _read_names(lists / f"{UNLABELLED_TEST}.txt")
+    listed = {part: _read(lists / f"{part}.txt", one, flags) for part in LABELLED}
+    listed[UNLABELLED_TEST] = _read_names(lists / f"{UNLABELLED_TEST}.txt")
 
-    splits = {one.unit(name): "test" for name in listed[LABELLED_TEST]}
-    held_out = [name for name in training if one.unit(name) in splits]
-    training = [name for name in training if one.unit(name) not in splits]
-    in_val = set(listed["val_20"])
-    validation, shared = _validation([(one.unit(name), name in in_val) for name in training])
-    splits |= {one.unit(name): "val" if one.unit(name) in validation else "train" for name in training}
-    unusable = [name for name in unlabelled if splits.get(one.unit(name), "test") != "test"]
-    splits |= {one.unit(name): "test" for name in unlabelled if one.unit(name) not in splits}
-    if shared:
-        folder.notes.append(
-            f"{kind}: {len(shared)} patients are in train_20 and in val_20, and go whole to one of them:"
-            f" {shorten(sorted(shared))}"
-        )
-    for names, where in ((held_out, LABELLED_TEST), (unusable, "training, too")):
+    def note(names: Sequence[str], what: str) -> None:
         if names:
-            lost = "training" if names is held_out else UNLABELLED_TEST
-            folder.notes.append(
-                f"{kind}: {len(names)} images of {lost} left out, whose patients are in {where}: {shorten(names)}"
-            )
+            folder.notes.append(f"{kind}: {len(names)} {what}: {shorten(sorted(names))}")
 
+    splits = _splits(listed, one, note)
     images = path.relative_to(folder.root) / "images"
-    usable = [name for name in unlabelled if splits[one.unit(name)] == "test"]
-    wanted = list(dict.fromkeys([*training, *listed[LABELLED_TEST], *usable]))
-    missing = [name for name in wanted if images / name not in folder.known]
-    if missing:
-        folder.notes.append(f"{kind}: {len(missing)} images of the lists are not there: {shorten(missing)}")
-    every = {*wanted, *held_out, *unusable}
-    extra = [file.name for file in folder.files if file.parent == images and file.name not in every]
-    if extra:
-        folder.notes.append(f"{kind}: {len(extra)} images are in no list, and left out: {shorten(extra)}")
+    there = [name for name in splits if images / name in folder.known]
+    note([name for name in splits if images / name not in folder.known], "images of the lists are not there")
+    every = {name for names in listed.values() for name in names}
+    here = [file.name for file in folder.files if file.parent == images]
+    note([name for name in here if name not in every], "images are in no list, and left out")
     if kind == "colon":
-        _say_slides(folder, wanted, {name: splits[one.unit(name)] for name in wanted})
+        regions: dict[str, set[str]] = defaultdict(set)
+        for name in there:
+            regions[_slide(name) or name].add(splits[name])
+        # The dataset's own doing, but whoever tests should know.
+        note(
+            [slide for slide, parts in regions.items() if len(parts) > 1],
+            f"of {len(regions)} slides have regions (MedFMC's patients) in more than one split",
+        )
     return [
         Entry(
             folder.root / images / name,
             labels=one.named(flags[name]) if name in flags else None,
             annotated=one.classes if name in flags else None,
-            split=splits[one.unit(name)],
+            split=splits[name],
             patient=None if one.patient is None else one.unit(name),
             study=one.unit(name) if kind == "endo" else _slide(name) if kind == "colon" else None,
             organ=one.organ,
             modality=one.modality,
         )
-        for name in wanted
-        if images / name in folder.known
+        for name in there
     ]
+
+
+def _splits(listed: Mapping[str, list[str]], one: MedFMC, note: Callable[[Sequence[str], str], None]) -> dict[str, str]:
+    """Each usable image's split, no patient in two: the labelled test keeps its patients, then training has its.
+
+    Args:
+        listed: the images of each list.
+        one: which set.
+        note: takes images or patients, and what is to be said of them.
+    """
+    everyone = [name for part in TRAINING for name in listed[part]]
+    tested = {one.unit(name) for name in listed[LABELLED_TEST]}
+    training = list(dict.fromkeys(name for name in everyone if one.unit(name) not in tested))
+    trained = {one.unit(name) for name in training}
+    unlabelled = [name for name in listed[UNLABELLED_TEST] if one.unit(name) not in trained]
+    in_val = set(listed["val_20"])
+    validation, shared = _validation([(one.unit(name), name in in_val) for name in training])
+    note(sorted(shared), "patients are in train_20 and in val_20, and go whole to one of them")
+    note(
+        [name for name in dict.fromkeys(everyone) if one.unit(name) in tested],
+        f"images for training left out, whose patients are in {LABELLED_TEST}",
+    )
+    note(
+        [name for name in listed[UNLABELLED_TEST] if one.unit(name) in trained],
+        f"images of {UNLABELLED_TEST} left out, whose patients are for training",
+    )
+    splits = {name: "val" if one.unit(name) in validation else "train" for name in training}
+    return splits | dict.fromkeys([*listed[LABELLED_TEST], *unlabelled], "test")
 
 
 def _validation(images: Sequence[tuple[str, bool]]) -> tuple[set[str], set[str]]:
@@ -226,20 +240,6 @@ def _validation(images: Sequence[tuple[str, bool]]) -> tuple[set[str], set[str]]
 def _slide(name: str) -> str | None:
     """The scan that a region of a colon slide was cut from, if the name tells."""
     return name.split("-lv1-")[0] if "-lv1-" in name else None
-
-
-def _say_slides(folder: Folder, names: Sequence[str], splits: Mapping[str, str]) -> None:
-    """Regions of one slide in several splits are the dataset's own doing, but whoever tests should know."""
-    seen: dict[str, set[str]] = defaultdict(set)
-    for name in names:
-        if (slide := _slide(name)) is not None:
-            seen[slide].add(splits[name])
-    several = sorted(slide for slide, parts in seen.items() if len(parts) > 1)
-    if several:
-        folder.notes.append(
-            f"colon: the patients of MedFMC are regions of slides; {len(several)} of {len(seen)} slides have regions"
-            f" in more than one split: {shorten(several)}"
-        )
 
 
 # Few-shot draws -------------------------------------------------------------------------------------------------------

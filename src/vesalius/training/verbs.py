@@ -221,7 +221,8 @@ def adapt_backbone(
     if chosen == "classification" and classes and not multilabel:
         train, val = (_with_labels(part, names) for part in (train, val))
     seed = training.get("seed") or 0
-    train = few_labels(train, fraction=fraction, shots=shots, seed=seed)
+    drawn_by = names if chosen == "classification" else ()
+    train = few_labels(train, fraction=fraction, shots=shots, seed=seed, classes=drawn_by)
     torch.manual_seed(seed)
     encoder, card = open_backbone(backbone, image_size=image_size, download=download)
     if preset == "auto":
