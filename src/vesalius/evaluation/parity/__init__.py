@@ -9,5 +9,5 @@ from __future__ import annotations
 from vesalius.evaluation.parity import deblurring, ept, usfm, vit
 from vesalius.evaluation.parity.common import Adapter
 
-FAMILIES: dict[str, Adapter] = usfm.FAMILIES | deblurring.FAMILIES | vit.FAMILIES | ept.FAMILIES | ept.FAMILIES
+FAMILIES: dict[str, Adapter] = usfm.FAMILIES | deblurring.FAMILIES | vit.FAMILIES | ept.FAMILIES
 """Fixture names without their last ``_a`` or ``_b`` -> adapter."""
