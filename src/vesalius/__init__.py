@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vesalius.adapt.networks import collapse_run
     from vesalius.claims import claim
     from vesalius.data.index import index
     from vesalius.data.phantoms import phantom
@@ -34,6 +35,7 @@ _HOME = {
     "VesaliusError": "vesalius.errors",
     "adapt_backbone": "vesalius.training.verbs",
     "claim": "vesalius.claims",
+    "collapse_run": "vesalius.adapt.networks",
     "convert": "vesalius.published.load",
     "evaluate": "vesalius.evaluation.verbs",
     "index": "vesalius.data.index",
@@ -52,6 +54,7 @@ __all__ = [
     "VesaliusError",
     "adapt_backbone",
     "claim",
+    "collapse_run",
     "convert",
     "evaluate",
     "index",

@@ -103,6 +103,12 @@ VERBS = {
         ),
         positional=("run", "inputs"),
     ),
+    "collapse": Verb(
+        "fold the prompts of an EPT run into one logit a token",
+        "vesalius.commands:collapse",
+        ("vesalius collapse runs/ept --out runs/ept-small",),
+        positional=("run",),
+    ),
     "convert": Verb(
         "write an authors' checkpoint as safetensors with a card",
         "vesalius.commands:convert",

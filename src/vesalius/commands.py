@@ -55,3 +55,17 @@ def convert(
     )
     print(f"written: {written}, with its card beside it")
     return 0
+
+
+def collapse(run: str, *, out: str, trunk: str | None = None) -> int:
+    """Fold the prompts of a run of ept into one logit a token: the same outputs from a smaller file.
+
+    Args:
+        run: the run folder.
+        out: folder of the smaller one.
+        trunk: where the trunk lies now, if it was moved.
+    """
+    from vesalius.adapt.networks import collapse_run
+
+    print(f"written: {collapse_run(run, out, trunk=trunk)}, with its card beside it")
+    return 0

@@ -91,7 +91,7 @@ def test_lora_of_whole_layers_is_pefts_and_leaves_the_trunk():
 
 def test_lora_of_rows_is_a_low_rank_change_of_the_qkv_weight():
     trunk, merged = encoder("plain"), encoder("plain")
-    install(trunk, "lora", settings("lora", {"rank": 2, "alpha": 4.0}), generator=torch.Generator().manual_seed(1))
+    install(trunk, "lora", settings("lora", {"rank": 2, "alpha": 4}), generator=torch.Generator().manual_seed(1))
     for block, plain in zip(trunk.blocks, merged.blocks, strict=True):
         update = block.attn.qkv.lora
         torch.nn.init.normal_(update.b)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vesalius.adapt.networks import load_task
+from vesalius.adapt.networks import collapse_run, load_task
 from vesalius.data.index import index
 from vesalius.data.phantoms.ultrasound import ultrasound
 from vesalius.errors import ConfigError, VesaliusError, WeightsError
@@ -147,6 +147,20 @@ def test_a_timm_trunk_is_made_again_and_a_random_one_is_stored_whole(table: Path
     assert torch.equal(network.encoder.cls_token, other.encoder.cls_token)
     adapt_backbone("ept", out=tmp_path / "random", backbone="random:usfm", **options, **QUICK)
     assert "trunk" not in load_task(tmp_path / "random")[1].extra
+
+
+def test_collapsed_prompts_give_the_same_outputs_from_a_smaller_file(table: Path, usfm: Path, tmp_path: Path):
+    options = {"backbone": str(usfm), "data": table, "task": "classification", "steps": 2}
+    adapt_backbone("ept", out=tmp_path / "run", lr=0.1, **options, **QUICK)
+    small = collapse_run(tmp_path / "run", tmp_path / "small")
+    network, folded = load_task(tmp_path / "run")[0], load_task(tmp_path / "small")[0]
+    image = torch.rand(2, 1, 32, 32)
+    torch.testing.assert_close(folded(image), network(image), rtol=1e-5, atol=1e-6)
+    assert small.stat().st_size < 0.2 * (tmp_path / "run" / "weights.safetensors").stat().st_size
+    assert read_seen(RunFolder(tmp_path / "small")) == read_seen(RunFolder(tmp_path / "run"))
+    adapt_backbone("linear", out=tmp_path / "linear", **options, **QUICK)
+    with pytest.raises(WeightsError, match="is a run of linear"):
+        collapse_run(tmp_path / "linear", tmp_path / "no")
 
 
 def test_from_scratch_is_the_same_network_with_fresh_weights(usfm: Path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -54,8 +54,7 @@ def settings(method: str, changes: Mapping[str, Any] | None = None) -> Any:
     """
     if method not in METHODS:
         raise ConfigError(f"unknown method {method!r}", remedy=nearest(method, METHODS))
-    config = PARTS[method][0]()
-    assert is_dataclass(config)
+    config: Any = PARTS[method][0]()
     known = [item.name for item in fields(config)]
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in (changes or {}).items()}
     for name in values:

@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vesalius.adapt.ept import collapse
 from vesalius.adapt.methods import CHANGES_TRUNK, install, settings
 from vesalius.data.contract import InputContract
 from vesalius.errors import WeightsError
-from vesalius.files import atomic, sha256
+from vesalius.files import atomic, output_folder, sha256, write_text
 from vesalius.nn.encoder import Encoder
 from vesalius.published.card import Card
 from vesalius.published.checkpoint import read_state
@@ -199,6 +200,42 @@ def load_task(path: str | Path, *, trunk: str | None = None) -> tuple[Any, Card]
     if wrong:
         raise WeightsError(f"does not fit its card ({wrong[0]})", path=weights, remedy="restore both files")
     return module.eval(), card
+
+
+def collapse_run(run: str | Path, out: str | Path, *, trunk: str | None = None) -> Path:
+    """Fold the prompts of a run of `ept` into one logit a token, which gives the same outputs, and store it.
+
+    Args:
+        run: the run folder.
+        out: folder of the smaller one.
+        trunk: where the trunk lies now, if it was moved.
+
+    Returns:
+        The weights file.
+
+    Raises:
+        WeightsError: there is no run of ept.
+        ConfigError: its prompts depend on the image (scaled_concat).
+    """
+    task, card = load_task(run, trunk=trunk)
+    method = card.extra.get("method", {"name": "full"})
+    if method["name"] != "ept":
+        raise WeightsError(f"is a run of {method['name']}", path=run, remedy="give a run of ept")
+    collapse(task.encoder)
+    save_task(
+        task,
+        output_folder(out),
+        contract=card.contract,
+        backbone=card,
+        source=f"{card.source}, collapsed",
+        method="ept",
+        config=settings("ept", {**method["settings"], "length": 1}),
+        trunk=Trunk(**card.extra["trunk"]) if "trunk" in card.extra else None,
+    )
+    for name in ("config.yaml", "seen.json"):  # whom it learned from
+        if (Path(run) / name).is_file():
+            write_text(Path(out) / name, (Path(run) / name).read_text(encoding="utf-8"))
+    return Path(out) / WEIGHTS
 
 
 def _own_names(what: Mapping[str, Any]) -> set[str]:

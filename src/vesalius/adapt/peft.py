@@ -89,7 +89,7 @@ class LoRAConfig:
     """
 
     rank: int = 8
-    alpha: float | None = None
+    alpha: int | None = None
     targets: tuple[str, ...] = ("q", "v")
 
 
@@ -125,11 +125,11 @@ def lora(encoder: Encoder, config: LoRAConfig, *, generator: torch.Generator) ->
     for target in config.targets:
         if target not in SLICES + WHOLE:
             raise ConfigError(f"no layer is called {target!r}", remedy=nearest(target, SLICES + WHOLE))
-    scale = (config.rank if config.alpha is None else config.alpha) / config.rank
+    alpha = config.rank if config.alpha is None else config.alpha
     if set(config.targets) <= set(SLICES):
         for block in _blocks(encoder):
             qkv = block.attn.qkv
-            qkv.lora = SliceLoRA(encoder.width, config.targets, config.rank, scale, generator)
+            qkv.lora = SliceLoRA(encoder.width, config.targets, config.rank, alpha / config.rank, generator)
             qkv.register_forward_hook(lambda module, args, output: module.lora(args[0], output))
         return
     if set(config.targets) & set(SLICES):
@@ -141,9 +141,7 @@ def lora(encoder: Encoder, config: LoRAConfig, *, generator: torch.Generator) ->
     except ImportError as error:
         raise ConfigError("LoRA of whole layers needs PEFT", remedy='pip install "vesalius[peft]"') from error
     names = "|".join(config.targets)
-    peft = LoraConfig(
-        r=config.rank, lora_alpha=scale * config.rank, target_modules=rf"blocks\.\d+\.(attn|mlp)\.({names})"
-    )
+    peft = LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=rf"blocks\.\d+\.(attn|mlp)\.({names})")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator.initial_seed())
         inject_adapter_in_model(peft, encoder)

@@ -47,6 +47,7 @@ def evaluate(
     fraction: float = 1.0,
     shots: int | None = None,
     out: str | Path | None = None,
+    trunk: str | None = None,
     draws: int = 1000,
     seed: int = 0,
     batch_size: int = 16,
@@ -65,6 +66,7 @@ def evaluate(
         fraction: of the training patients whose labels a backbone's protocol uses.
         shots: labelled images per class that a backbone's protocol uses, in place of a fraction.
         out: folder of the results; by default the run's.
+        trunk: where the trunk of a run that stores only what it trained lies now, if it was moved.
         draws: bootstrap samples.
         seed: of the bootstrap and the choice of labels.
         batch_size: images at a time.
@@ -98,7 +100,7 @@ def evaluate(
         raise VesaliusError("is not a folder that results can be written to", path=run, remedy="give one with --out")
     target = output_folder(out if out is not None else folder.path)
     table = load_table(data)
-    task, card = _task_of(folder, protocol)
+    task, card = _task_of(folder, protocol, trunk)
     name = card.part if task is not None else "classification"
     rows = select(table, split=split, task=name)
     if rows.is_empty():
@@ -154,6 +156,7 @@ def predict(
     out: str | Path,
     formats: Sequence[str] | None = None,
     overlays: bool = True,
+    trunk: str | None = None,
     batch_size: int = 16,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -168,6 +171,7 @@ def predict(
         out: folder of the outputs.
         formats: png, nifti, dicom-seg (segmentation), png, nifti (enhancement); by default that of each input.
         overlays: draw masks over the images, too.
+        trunk: where the trunk of a run that stores only what it trained lies now, if it was moved.
         batch_size: images at a time.
         overwrite: do again what is done, and replace other predictions.
 
@@ -193,7 +197,7 @@ def predict(
     >>> counts["failed"], (folder / "out" / "scores.csv").exists()
     (0, True)
     """
-    task, card = load_task(run)
+    task, card = load_task(run, trunk=trunk)
     task.to(_device())
     if formats is not None:
         formats = tuple(part for name in formats for part in name.split(",") if part)
@@ -232,13 +236,13 @@ def predict(
     return counts
 
 
-def _task_of(folder: RunFolder, protocol: str) -> tuple[Any, Card]:
+def _task_of(folder: RunFolder, protocol: str, trunk: str | None) -> tuple[Any, Card]:
     """The adapted network to score, or None for a protocol on features; and the card, where there is one."""
     part = Card.load(folder.path / "card.json").part if folder.weights.is_file() else None
     if protocol in ("linear_probe", "knn"):
         return None, Card("", "backbone", {}, InputContract())
     if part in TASKS:
-        task, card = load_task(folder.path)
+        task, card = load_task(folder.path, trunk=trunk)
         return task.to(_device()), card
     if protocol == "auto" and part is not None:
         raise ConfigError(f"{folder.path} is a {part}", remedy="score its features: --protocol linear_probe or knn")
