@@ -234,13 +234,14 @@ def embed_prompts(
     >>> [(name, tuple(p.shape)) for name, p in vit.named_parameters() if "prompt" in name]
     [('blocks.0.attn.prompt.prompt', (17, 5)), ('blocks.2.attn.prompt.prompt', (17, 5))]
     """
-    numbers = _numbers(encoder, layers, length)
+    _check(encoder, length)
+    numbers = block_numbers(encoder, layers)
     rows, columns = grid or encoder.config.grid
     for number in numbers:
         block: Any = _blocks(encoder)[number]
         prompt = EmbeddedPrompt((rows, columns), prefix=_prefix(encoder), length=length, mode=mode)
         like = next(block.attn.parameters())
-        prompt.to(device=like.device, dtype=like.dtype)
+        prompt.to_empty(device=like.device).to(like.dtype)
         _start(prompt.prompt, init, std, generator)
         if init_logit is not None:
             with torch.no_grad():
@@ -367,10 +368,11 @@ def prepend_prompts(
     >>> vit.prompts.tokens.shape, vit(torch.zeros(1, 3, 32, 32)).patches.shape
     (torch.Size([3, 5, 16]), torch.Size([1, 16, 16]))
     """
-    numbers = _numbers(encoder, layers, length)
+    _check(encoder, length)
+    numbers = block_numbers(encoder, layers)
     prompts = TokenPrompts(numbers, length=length, width=encoder.width, prefix=_prefix(encoder))
     like = next(encoder.parameters())
-    prompts.to(device=like.device, dtype=like.dtype)
+    prompts.to_empty(device=like.device).to(like.dtype)
     _start(prompts.tokens, init, std, generator)
     encoder.prompts = prompts
     # bound methods, because a copy of the encoder then copies them bound to its own prompts
@@ -428,20 +430,11 @@ def _prefix(encoder: Encoder) -> int:
     return int(getattr(encoder, "prefix", 0))
 
 
-def _numbers(encoder: Encoder, layers: Layers, length: int) -> tuple[int, ...]:
-    """The blocks that get prompts, ascending, checked."""
-    if describe_prompts(encoder):
-        raise ConfigError("this encoder holds prompts already", remedy="put them into a fresh one")
-    if length < 1:
-        raise ConfigError(f"length = {length}: there must be at least one prompt", remedy="1 or more")
-    return block_numbers(encoder, layers)
-
-
 def block_numbers(encoder: Encoder, layers: Layers) -> tuple[int, ...]:
-    """The blocks that are meant, ascending.
+    """The numbers of the blocks that `layers` means, ascending.
 
     Raises:
-        ConfigError: a number that no block has, or none at all.
+        ConfigError: unknown layers.
     """
     depth = len(_blocks(encoder))
     named = {"deep": range(depth), "shallow": range(1)}
@@ -452,6 +445,13 @@ def block_numbers(encoder: Encoder, layers: Layers) -> tuple[int, ...]:
             remedy=f"deep, shallow, or numbers from 0 to {depth - 1}",
         )
     return tuple(numbers)
+
+
+def _check(encoder: Encoder, length: int) -> None:
+    if describe_prompts(encoder):
+        raise ConfigError("this encoder holds prompts already", remedy="put them into a fresh one")
+    if length < 1:
+        raise ConfigError(f"length = {length}: there must be at least one prompt", remedy="1 or more")
 
 
 def _start(parameter: nn.Parameter, init: Init, std: float, generator: torch.Generator | None) -> None:

@@ -23,12 +23,14 @@ class Hints:
         decoder_heads: of a pre-training or segmentation decoder [width / 32].
         blocks: whose tokens a pyramid reads [as published: 3, 5, 7, 11, or 5, 7, 11 for SegViT].
         eps: of the LayerNorms [1e-6; 1e-5 for Deblurring MIM's segmentation encoder].
+        prompt_layers: blocks that hold the prompts of an EPT or VPT file [the first ones].
     """
 
     heads: int | None = None
     decoder_heads: int | None = None
     blocks: tuple[int, ...] | None = None
     eps: float | None = None
+    prompt_layers: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

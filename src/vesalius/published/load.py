@@ -13,26 +13,28 @@ from safetensors.torch import save_file
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from vesalius.data.contract import InputContract
 from vesalius.errors import ConfigError, WeightsError, nearest
 from vesalius.files import atomic, sha256
 from vesalius.nn.encoder import Encoder
-from vesalius.published import deblurring, ept, usfm, vit
-from vesalius.published.card import Card
+from vesalius.published import brainsegfounder, deblurring, ept, universal, usfm, vit
+from vesalius.published.card import Card, Contract
 from vesalius.published.checkpoint import LoadReport, fill, read_state
 from vesalius.published.keys import Hints, Keys, Request
-from vesalius.published.networks import ENCODERS, Architecture, Hollow, build, trunk_config
+from vesalius.published.networks import ENCODERS, VOLUME_TRUNKS, Architecture, Hollow, build, trunk_config
 
 WEIGHTS, CARD = "weights.safetensors", "card.json"
 
 
 @dataclass(frozen=True)
 class Family:
-    """The files of one system: its parts, its key map, and what its card says."""
+    """The files of one system: its parts, its key map, and what its card says.
+
+    `contract` takes the image size and channels of a 2-D network, the part and channels of a 3-D one.
+    """
 
     parts: tuple[str, ...]
     network: Callable[[Keys, Request], dict[str, Any]]
-    contract: Callable[[int, int], InputContract]
+    contract: Callable[..., Contract]
     licence: str
     citation: str
 
@@ -45,6 +47,14 @@ FAMILIES = {
     "mae": Family(
         deblurring.PARTS, deblurring.network, deblurring.mae_contract, deblurring.LICENCE, deblurring.MAE_CITATION
     ),
+    "brainsegfounder": Family(
+        brainsegfounder.PARTS,
+        brainsegfounder.network,
+        brainsegfounder.contract,
+        brainsegfounder.LICENCE,
+        brainsegfounder.CITATION,
+    ),
+    "universal": Family(universal.PARTS, universal.network, universal.contract, universal.LICENCE, universal.CITATION),
     "vit": Family(vit.PARTS, vit.network, vit.contract, vit.LICENCE, vit.CITATION),
     "ept": Family(ept.PARTS, ept.network, usfm.imagenet, ept.LICENCE, ept.CITATION),
 }
@@ -63,11 +73,12 @@ def load(
     """Load an authors' file; the network's shape is read from its keys.
 
     Args:
-        system: whose file it is: usfm, deblurring, mae (vanilla MAE and ConvMAE), vit (timm's), or ept (mmcls's ViT,
-            plain or with the prompts of EPT or VPT).
+        system: whose file it is: usfm, deblurring, mae (vanilla MAE and ConvMAE), vit (timm's), ept (mmcls's ViT,
+            plain or with the prompts of EPT or VPT), brainsegfounder or universal.
         path: a torch or safetensors file.
         part: backbone (an `Encoder` as downstream networks use it), encoder (as pre-training left it: final norm,
-            shared table, stage fusion), pretrain (with the decoder), classification, pyramid or segmentation.
+            shared table, stage fusion), pretrain (with the decoder), classification, pyramid or segmentation; of 3-D
+            systems a `VolumeTrunk` instead of an `Encoder`.
         image_size: pixels of the side; position tables are interpolated from the file's.
         in_channels: 1 to sum the RGB filters, which on a grey image equals repeating it.
         as_published: resize relative tables with the published code's transposition.
@@ -112,11 +123,12 @@ def load(
         system=system,
         part=part,
         architecture=what,
-        contract=family.contract(shape["image_size"], shape["in_channels"]),
+        contract=family.contract(shape.get("image_size", part), shape["in_channels"]),
         source=Path(path).name,
         sha256=digest,
         licence=family.licence,
         citation=family.citation,
+        classes=tuple(names) if isinstance(names := what["config"].get("classes"), list) else (),
         notes=tuple(notes),
     )
     return _finish(module, card, report)
@@ -233,7 +245,7 @@ def recognise(state: Mapping[str, Tensor]) -> list[str]:
 
 def encoder_of(what: Mapping[str, Any]) -> Mapping[str, Any]:
     """The encoder's architecture within a network's."""
-    while what["name"] not in ENCODERS:
+    while what["name"] not in ENCODERS and what["name"] not in VOLUME_TRUNKS:
         if "encoder" not in what.get("config", {}):
             raise WeightsError(f"the network {what['name']!r} has no encoder that can be taken out")
         what = what["config"]["encoder"]

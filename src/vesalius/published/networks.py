@@ -11,12 +11,19 @@ from torch import Tensor, nn
 
 from vesalius.errors import WeightsError, nearest
 from vesalius.nn.convvit import ConvViT, ConvViTConfig
+from vesalius.nn.dints import DiNTS, DiNTSConfig
 from vesalius.nn.encoder import Encoder
+from vesalius.nn.language_head import LanguageDriven
 from vesalius.nn.mae import MAEDecoder
+from vesalius.nn.prompts import describe_prompts, restore_prompts
 from vesalius.nn.pyramid import DownLevel, FeaturePyramid
 from vesalius.nn.segvit import ATMHead, Stage
+from vesalius.nn.swin_ssl import SwinSSL
+from vesalius.nn.swin_unetr import SwinConfig, SwinEncoder, SwinUNETR
+from vesalius.nn.unet3d import NestedUNet3D, NestedUNet3DConfig, SegResNet, SegResNetConfig, UNet3D, UNet3DConfig
 from vesalius.nn.unetpp import UNetPlusPlus
 from vesalius.nn.vit import ViT, ViTConfig
+from vesalius.nn.volumes import VolumeSegmenter, VolumeTrunk
 
 Architecture = Mapping[str, Any]
 """``{"name": ..., "config": {...}}``, plain values; config["encoder"] is that of the encoder, if it stands on one."""
@@ -126,9 +133,27 @@ class UNetPP(_OnMaps):
         return self.head(self.maps(image))
 
 
+def prompted(config: Mapping[str, Any]) -> Encoder:
+    """An encoder that holds prompts: config["encoder"] is the trunk's architecture, config["prompts"] what is in it."""
+    encoder = build(config["encoder"])
+    assert isinstance(encoder, Encoder)
+    restore_prompts(encoder, config["prompts"])
+    encoder.built_with_prompts = True  # type: ignore[assignment]  # a plain flag, for `architecture`
+    return encoder
+
+
 ENCODERS: dict[str, Callable[[Mapping[str, Any]], Encoder]] = {
     "vit": lambda config: ViT(ViTConfig(**config)),
     "convvit": lambda config: ConvViT(ConvViTConfig(**config)),
+    "prompted": prompted,
+}
+VOLUME_TRUNKS: dict[str, Callable[[Mapping[str, Any]], VolumeTrunk]] = {
+    "swin": lambda config: SwinEncoder(SwinConfig(**config)),
+    "swin_unetr": lambda config: SwinUNETR(SwinConfig(**config)),
+    "unet3d": lambda config: UNet3D(UNet3DConfig(**config)),
+    "nested_unet3d": lambda config: NestedUNet3D(NestedUNet3DConfig(**config)),
+    "segresnet": lambda config: SegResNet(SegResNetConfig(**config)),
+    "dints": lambda config: DiNTS(DiNTSConfig(**config)),
 }
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "classifier": Classifier,
@@ -137,18 +162,29 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "pyramid": Pyramid,
     "segvit": SegViT,
     "unetpp": UNetPP,
+    "swin_ssl": SwinSSL,
+    "volume_segmenter": VolumeSegmenter,
+    "language_driven": LanguageDriven,
 }
 
 
 def architecture(encoder: Encoder) -> dict[str, Any]:
-    """What a card says of an encoder.
+    """What a card says of an encoder, as it was built: what a method puts in later is the method's own to describe.
 
     >>> from vesalius.nn.vit import ViT, ViTConfig
     >>> architecture(ViT(ViTConfig(image_size=16, width=8, depth=1, heads=1)))["name"]
     'vit'
     """
     name = "convvit" if isinstance(encoder, ConvViT) else "vit"
-    return {"name": name, "config": asdict(encoder.config)}
+    what = {"name": name, "config": asdict(encoder.config)}
+    if not hasattr(encoder, "built_with_prompts"):
+        return what
+    return {"name": "prompted", "config": {"encoder": what, "prompts": describe_prompts(encoder)}}
+
+
+def trunk_config(what: Architecture) -> Mapping[str, Any]:
+    """The configuration of an encoder's architecture, without its prompts."""
+    return what["config"]["encoder"]["config"] if what["name"] == "prompted" else what["config"]
 
 
 def build(what: Architecture) -> nn.Module:
@@ -161,11 +197,13 @@ def build(what: Architecture) -> nn.Module:
     try:
         if name in ENCODERS:
             return ENCODERS[name](config)
+        if name in VOLUME_TRUNKS:
+            return VOLUME_TRUNKS[name](config)
         if name in NETWORKS:
             return NETWORKS[name](build(config.pop("encoder")), **config)
     except TypeError as error:
         raise WeightsError(f"the architecture {name!r} does not have these options ({error})") from error
-    raise WeightsError(f"unknown architecture {name!r}", remedy=nearest(name, [*ENCODERS, *NETWORKS]))
+    raise WeightsError(f"unknown architecture {name!r}", remedy=nearest(name, [*ENCODERS, *VOLUME_TRUNKS, *NETWORKS]))
 
 
 class Hollow(torch.overrides.TorchFunctionMode):

@@ -30,10 +30,13 @@ def tensor(fixture: Fixture, name: str) -> Tensor:
 
 def hints_of(config: Mapping[str, Any], *, decoder_heads: int | None = None) -> Hints:
     """What the keys do not tell, from a published constructor's arguments."""
-    blocks = config.get("out_indices")
+    blocks, prompted = config.get("out_indices"), config.get("prompt_layers")
+    arch = config.get("arch")
+    heads = arch.get("num_heads") if isinstance(arch, dict) else None
     return Hints(
-        heads=config.get("num_heads"),
+        heads=config.get("num_heads", heads),
         decoder_heads=decoder_heads,
         blocks=tuple(blocks) if blocks else None,
         eps=config.get("norm_eps"),
+        prompt_layers=tuple(prompted) if prompted else None,
     )
