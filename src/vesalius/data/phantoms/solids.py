@@ -18,6 +18,9 @@ from vesalius.errors import ConfigError
 
 Points = np.ndarray
 """``[3, ...]`` float32: x, y, z in mm."""
+Change = Callable[[Points, np.ndarray], np.ndarray]
+PIECE = 4
+"""Segments of a tube that are painted at a time."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,11 @@ class Tube:
         path, reach = np.array(self.path), max(self.radii) * np.array(self.squash)
         return np.stack([path.min(0) - reach, path.max(0) + reach])
 
+    def pieces(self) -> list[Tube]:
+        """The same as several short tubes."""
+        starts = range(0, len(self.path) - 1, PIECE)
+        return [replace(self, path=self.path[k : k + PIECE + 1], radii=self.radii[k : k + PIECE + 1]) for k in starts]
+
     def __call__(self, points: Points) -> np.ndarray:
         """About the signed distance in mm, negative inside."""
         scale = np.array(self.squash, dtype=np.float32)
@@ -211,11 +219,19 @@ class Tube:
 
 @dataclass(frozen=True)
 class Joined:
-    """Several solids as one, rounded where they meet within `blend` mm, without what lies inside those in `cut`."""
+    """Several solids as one, rounded where they meet.
+
+    Args:
+        solids: what is joined.
+        cut: what is taken away.
+        blend: mm within which they are rounded.
+        inside: what it must lie inside, by 3 mm, if anything.
+    """
 
     solids: Sequence[Ellipsoid | Tube]
     cut: Sequence[Ellipsoid | Tube] = ()
     blend: float = 10.0
+    inside: Joined | None = None
 
     @property
     def box(self) -> np.ndarray:
@@ -230,7 +246,7 @@ class Joined:
             distance = smooth_min(distance, solid(points), self.blend)
         for solid in self.cut:
             distance = -smooth_min(-distance, solid(points), self.blend)
-        return distance
+        return distance if self.inside is None else np.maximum(distance, self.inside(points) + 3)
 
 
 Solid = Ellipsoid | Tube | Joined
@@ -287,7 +303,7 @@ class Canvas:
         *,
         over: Collection[int] = (),
         grow: float = 0.0,
-        change: Callable[[Points, np.ndarray], np.ndarray] | None = None,
+        change: Change | None = None,
     ) -> None:
         """Label the inside of a solid.
 
@@ -298,6 +314,11 @@ class Canvas:
             grow: mm by which it is larger.
             change: a function of positions and signed distances that returns other distances, to cut or roughen it.
         """
+        if isinstance(solid, Tube) and len(solid.path) > PIECE + 1:
+            # A long tube's box is mostly not tube.
+            for piece in solid.pieces():
+                self.paint(label, piece, over=over and {*over, label}, grow=grow, change=change)
+            return
         at = self.region(solid.box + np.array([[-1], [1]]) * max(grow, 0.0))
         points = self.points[(slice(None), *at)]
         if points.size == 0:
