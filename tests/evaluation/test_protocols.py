@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
-from vesalius.evaluation.protocols import knn, linear_probe
+from vesalius.evaluation.protocols import each_class, knn, linear_probe
 
 
 @pytest.fixture
@@ -40,3 +42,17 @@ def test_neighbours_vote_by_angle_and_not_by_length():
     train = np.array([[1, 0], [0, 1], [0, 1]], np.float32)
     probabilities = knn(train, np.array([0, 1, 1]), np.array([[100, 1]], np.float32), classes=2, k=3)
     assert probabilities[0, 0] > 0.99
+
+
+@pytest.mark.parametrize("probe", [linear_probe, partial(knn, k=3)])
+def test_every_label_is_learned_by_itself_where_it_was_looked_for(probe):
+    generator = np.random.default_rng(0)
+    labels = generator.random((80, 3)) < 0.5
+    labels[:, 2] = False
+    features = (4 * (2.0 * labels - 1) + generator.normal(size=(80, 3))).astype(np.float32)
+    annotated = np.ones((40, 3), bool)
+    wrong = labels[:40].copy()
+    annotated[:20, 1], wrong[:20, 1] = False, ~labels[:20, 1]  # what was not looked for may say anything
+    probabilities = each_class(probe, features[:40], wrong, annotated, features[40:])
+    np.testing.assert_array_equal(probabilities[:, :2] > 0.5, labels[40:, :2])
+    assert not probabilities[:, 2].any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,11 @@ def test_the_table_shows_scores_intervals_counts_and_leakage():
     assert "0.25 to 0.75" in text
     assert "–" in text
     assert "pre-trained (without labels) on 2 of these patients" in text
+
+
+def test_the_table_says_over_how_many_classes_a_mean_is():
+    metrics = {"mAP": 0.7, "classes_counted": 1, "absent": ["b"], "per_class": {"a": {"n": 2}, "b": {"n": 0}}}
+    console = Console(file=io.StringIO(), width=100)
+    replace(RESULT, metrics=metrics).show(console)
+    assert "means over 1 of 2 classes; none of the images holds b" in console.file.getvalue()
+    assert not RESULT.counted

@@ -30,6 +30,7 @@ from vesalius.training.provenance import write_seen
 from vesalius.training.runs import RunFolder
 
 CONTRACT = InputContract(32, 1, (0.5,), (0.25,))
+NAMES = ("bright", "dark", "late", "never")
 SPLITS = ["train"] * 8 + ["val"] * 4 + ["test"] * 4
 
 
@@ -71,9 +72,21 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_table(make_table(rows), folder / "discs.parquet")
 
 
+@pytest.fixture
+def findings(table: Path) -> Path:
+    """The same images with any number of findings each; nobody looked for "bright" in image 12."""
+    rows = pl.read_parquet(table)
+    labels = [["bright"], ["dark", "late"], [], ["bright", "late"]] * 4
+    annotated = [["dark", "late"] if n == 12 else ["dark", "bright", "late"] for n in range(16)]
+    labels[12] = []
+    changed = rows.with_columns(labels=pl.Series(labels), annotated=pl.Series(annotated), mask=None, mask_classes=[])
+    return save_table(changed.cast(rows.schema), table.parent / "findings.parquet")
+
+
 def make_run(task: str, folder: Path) -> Path:
     trunk = encoder()
     network = {
+        "multilabel": lambda: Classifier(trunk, NAMES, multilabel=True, head_std=1.0),
         "classification": lambda: Classifier(trunk, ("dark", "bright")),
         "segmentation": lambda: Segmenter(trunk, ("disc",)),
         "enhancement": lambda: Enhancer(trunk, contract=CONTRACT),
@@ -134,6 +147,36 @@ def test_a_backbone_is_scored_by_its_features(protocol: str, table: Path, tmp_pa
     result = evaluate(run, table, protocol=protocol, draws=20)
     assert result.metrics["auroc"] == 1.0  # a random trunk tells bright from dark
     assert (run / f"results_{protocol}.json").exists()
+
+
+def test_any_number_of_labels_is_scored_over_patients(findings: Path, tmp_path: Path):
+    run = make_run("multilabel", tmp_path / "run")
+    result = evaluate(run, findings, draws=200)
+    counts = {name: (row["n"], row["annotated"]) for name, row in result.metrics["per_class"].items()}
+    assert counts == {"bright": (1, 3), "dark": (1, 4), "late": (2, 4), "never": (0, 0)}
+    assert (result.metrics["classes_counted"], result.metrics["absent"]) == (3, ["never"])
+    for score in ("mAP", "auroc"):
+        interval = result.intervals[score]
+        assert interval["value"] == pytest.approx(result.metrics[score])
+        assert interval["low"] <= interval["value"] <= interval["high"]
+    # draws of two patients twice the same one have fewer classes, and still a score
+    assert result.intervals["mAP"]["draws"] == 200
+    cases = list(csv.DictReader((run / "cases.csv").open()))
+    assert [row["label"] for row in cases] == ["", "dark;late", "", "bright;late"]
+    assert cases[0]["annotated"] == "dark;late" and set(cases[0]) >= {"p_bright", "p_never", "predicted"}
+    predict(run, findings.parent / "image13.png", out=tmp_path / "out")
+    (row,) = csv.DictReader((tmp_path / "out" / "scores.csv").open())
+    assert row["predicted"] == ";".join(name for name in NAMES if float(row[f"p_{name}"]) >= 0.5)
+    assert float(row["p_late"]) == pytest.approx(float(cases[1]["p_late"]), abs=1e-5)
+
+
+@pytest.mark.parametrize("protocol", ["linear_probe", "knn"])
+def test_a_backbone_is_scored_on_any_number_of_labels(protocol: str, findings: Path, tmp_path: Path):
+    run = tmp_path / "backbone"
+    save_weights(encoder(), run, Card("usfm", "backbone", architecture(encoder()), CONTRACT))
+    result = evaluate(run, findings, protocol=protocol, draws=20)
+    assert list(result.metrics["per_class"]) == ["bright", "dark", "late"]
+    assert result.metrics["per_class"]["bright"]["annotated"] == 3
 
 
 def test_masks_lie_on_their_images_and_bad_files_are_listed(table: Path, tmp_path: Path):

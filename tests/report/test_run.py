@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from vesalius.errors import VesaliusError
 from vesalius.evaluation.results import Result
 from vesalius.published.card import Card
 from vesalius.report.run import run_report
+from vesalius.tasks.multilabel import multilabel
 
 RESULT = Result(
     run="runs/usfm_cls",
@@ -73,6 +75,17 @@ def test_finished_run(tmp_path):
     assert "not finished" not in html and ">nan<" not in html
     assert "1.75" in html, "the last validation loss"
     assert "480" in html, "30 steps of 2 x 8 images"
+
+
+def test_several_labels_an_image_are_shown_class_by_class(tmp_path):
+    folder = _folder(tmp_path, finished=True)
+    scores = multilabel([[0.9, 0.2], [0.4, 0.1]], [[1, 0], [0, 0]], classes=("polyp", "tumor"))
+    intervals = {"mAP": {"value": 1.0, "low": 0.613, "high": 1.0, "draws": 9}}
+    replace(RESULT, metrics=scores, intervals=intervals).save(folder / "results.json")
+    html = run_report(folder).read_text(encoding="utf-8")
+    for text in ("mAP", "0.613 to 1.000", "means over 1 of 2 classes", "holds tumor", "polyp", "Average precision"):
+        assert text in html
+    assert "Confusions" not in html
 
 
 def test_unfinished_run_gets_a_page_of_what_there_is(tmp_path):

@@ -26,10 +26,19 @@ def convvit() -> ConvViT:
     return ConvViT(ConvViTConfig(image_size=32, in_channels=1, widths=(8, 8, 16), depths=(1, 1, 1), heads=2))
 
 
-@pytest.mark.parametrize("options", [{}, {"pool": "cls"}, {"fc_norm": False}, {"fc_norm": False, "pool": "cls"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pool": "cls"},
+        {"fc_norm": False},
+        {"fc_norm": False, "pool": "cls"},
+        {"pool": "encoder", "head": "mlp3"},
+    ],
+)
 def test_every_trained_parameter_has_a_gradient(options):
     model = Classifier(vit(), CLASSES, **options)
-    torch.nn.init.normal_(model.head.weight)
+    torch.nn.init.normal_(model.head[-1].weight if "head" in options else model.head.weight)
     image, label = torch.randn(2, 1, 32, 48), torch.tensor([0, 2])
     model.loss(model(image), {"label": label}).backward()
     without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -56,6 +65,31 @@ def test_head_starts_small_and_config_rebuilds():
     torch.testing.assert_close(model.predict(image).sum(1), torch.ones(2))
 
 
+def test_the_head_reads_what_the_encoder_pools_so_that_features_can_be_kept():
+    model = Classifier(vit(), CLASSES, pool="encoder", head="mlp3", head_std=0.1).eval()
+    image = torch.randn(2, 1, 32, 32)
+    torch.testing.assert_close(model.head(model.encoder(image).pooled), model(image))
+    assert [tuple(p.shape) for p in model.head.parameters() if p.ndim == 2] == [(16, 16), (16, 16), (3, 16)]
+    again = Classifier(vit(), **model.config)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.eval().predict(image), model.predict(image))
+
+
+def test_any_number_of_labels(tmp_path):
+    model = Classifier(vit(), CLASSES, multilabel=True, head_std=1.0).eval()
+    again = Classifier(vit(), **model.config)
+    again.load_state_dict(model.state_dict())
+    image = torch.randn(2, 1, 32, 32)
+    torch.testing.assert_close(again.eval().predict(image), model(image).detach().sigmoid())
+    batch = {"label": torch.ones(2, 3), "annotated": torch.tensor([[True, True, False]] * 2)}
+    assert float(model.loss(torch.zeros(2, 3), batch)) == pytest.approx(2 * np.log(2))
+    scan = Image(np.zeros((1, 8, 8), np.uint8), ("gray",), path="scan.dcm")
+    assert model.row([0.1, 0.7, 0.6], scan)["predicted"] == "benign;malignant"
+    assert model.row([0.1, 0.2, 0.3], scan)["predicted"] == ""
+    (path,) = model.write([0.1, 0.7, 0.6], scan, tmp_path, "scan")
+    assert path.read_text().splitlines()[1] == "scan.dcm,,benign;malignant,0.1,0.7,0.6"
+
+
 def test_writes_a_row_of_scores(tmp_path):
     model = Classifier(vit(), CLASSES)
     image = Image(np.zeros((1, 8, 8), np.uint8), ("gray",), path="scan.dcm", frame=3)
@@ -78,6 +112,10 @@ def test_writes_a_row_of_scores(tmp_path):
     [
         (lambda: Classifier(vit(), ("one",)), "at least 2"),
         (lambda: Classifier(convvit(), CLASSES, pool="cls"), "no class token"),
+        (lambda: Classifier(vit(), CLASSES, pool="encoder", fc_norm=True), "fc_norm with pool = 'encoder'"),
+        (lambda: Classifier(vit(), CLASSES, head="mlp"), "did you mean 'mlp3'"),
+        (lambda: Classifier(vit(), ("a;b", "c"), multilabel=True), "name holds ';'"),
+        (lambda: Classifier(vit(), CLASSES, multilabel=True, label_smoothing=0.1), "label_smoothing"),
     ],
 )
 def test_what_cannot_be_built_says_why(make, about):

@@ -120,6 +120,32 @@ def test_classification_by_hand():
     assert scores["ece"] == pytest.approx((0.2 + 0.4 + 0.3 + 0.9) / 4)
 
 
+def test_published_auc_is_of_another_ranking():
+    # equal probabilities of "a" with the rest spread or gathered: a second softmax tells them apart
+    p = np.array([[0.4, 0.3, 0.3], [0.4, 0.6, 0.0], [0.5, 0.5, 0.0]])
+    honest, published = (
+        metrics.classification(p, [0, 1, 1], classes=("a", "b", "c"), as_published=flag)["per_class"]["a"]["auroc"]
+        for flag in (False, True)
+    )
+    assert (honest, published) == (0.25, 0.5)
+    two = np.array([[0.8, 0.2], [0.6, 0.4], [0.7, 0.3]])
+    assert metrics.classification(two, [0, 1, 1], classes=("a", "b"), as_published=True)["auroc"] == 1
+
+
+def test_scatter_within_classes_by_hand_and_unlike_scale():
+    features, labels = np.array([[0.0, 0], [2, 0], [10, 0], [10, 6], [10, 3]]), ["a", "a", "b", "b", "b"]
+    scatter = metrics.within_class_scatter(features, labels)
+    assert scatter["per_class"] == {"a": 1.0, "b": 6.0} and scatter["within"] == pytest.approx((2 * 1 + 3 * 6) / 5)
+    covariance = np.cov(features.T, bias=True)
+    assert scatter["total"] == pytest.approx(np.trace(covariance))
+    wider = metrics.within_class_scatter(7 * features + 1, labels)
+    assert wider["within"] == pytest.approx(49 * scatter["within"])
+    assert wider["ratio"] == pytest.approx(scatter["ratio"])
+    assert metrics.within_class_scatter(features[[0, 0, 2, 2, 2]], labels)["ratio"] == 0
+    with pytest.raises(VesaliusError, match=r"features \[5, 2\] for labels \[4\]"):
+        metrics.within_class_scatter(features, labels[:4])
+
+
 def test_absent_classes_are_named_and_left_out_of_means():
     p = np.array([[0.8, 0.1, 0.1], [0.1, 0.2, 0.7], [0.1, 0.8, 0.1]])
     scores = metrics.classification(p, [0, 1, 1], classes=("a", "b", "c"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from vesalius.errors import VesaliusError
 from vesalius.files import write_text
@@ -96,12 +96,12 @@ class Result:
         classes = self.metrics.get("per_class")
         if classes:
             columns = list(dict.fromkeys(key for row in classes.values() for key in row))
-            per_class = Table("class", *columns)
+            per_class = Table(*(Column(name, overflow="fold") for name in ("class", *columns)))
             for name, row in classes.items():
                 per_class.add_row(name, *(_number(row.get(key)) for key in columns))
             console.print(per_class)
         if self.counted:
-            console.print(f"Note: {self.counted}.", highlight=False)
+            console.print(f"Note: {self.counted}.", highlight=False, soft_wrap=True)
         if self.leakage.get("backbone"):
             console.print(
                 f"Note: the backbone was pre-trained (without labels) on {self.leakage['backbone']} of these patients."

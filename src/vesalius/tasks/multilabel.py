@@ -69,7 +69,7 @@ def multilabel(
         OP, OR, OF1: precision, recall and F1 of all decisions together; ece: mean over the classes of the expected
         calibration error, that is the gap between a class's probability and how often it is there, in 15 bins of equal
         width; classes_counted: how many are in mAP and auroc; per_class: name -> n (images that hold it), annotated
-        (images in which it was looked for), ap, auroc, sensitivity, specificity, precision, f1, ece; absent: names of
+        (images in which it was looked for), ap, auroc, sensitivity, precision, f1, ece; absent: names of
         the classes that no image holds.
 
     Raises:
@@ -101,7 +101,6 @@ def multilabel(
         "ap": ap,
         "auroc": auroc,
         "sensitivity": sensitivity,
-        "specificity": ratio(tn, tn + fp),
         "precision": precision,
         "f1": np.where(tp + fn > 0, ratio(2 * tp, 2 * tp + fp + fn), np.nan),
         "ece": np.array([_calibration_error(p[known[:, c], c], y[known[:, c], c]) for c in range(k)]),
