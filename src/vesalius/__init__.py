@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vesalius.adapt.networks import collapse_run
     from vesalius.claims import claim
+    from vesalius.compare import compare_methods
     from vesalius.data.index import index
     from vesalius.data.phantoms import phantom
     from vesalius.data.table import load_table
@@ -36,6 +37,7 @@ _HOME = {
     "adapt_backbone": "vesalius.training.verbs",
     "claim": "vesalius.claims",
     "collapse_run": "vesalius.adapt.networks",
+    "compare_methods": "vesalius.compare",
     "convert": "vesalius.published.load",
     "evaluate": "vesalius.evaluation.verbs",
     "index": "vesalius.data.index",
@@ -55,6 +57,7 @@ __all__ = [
     "adapt_backbone",
     "claim",
     "collapse_run",
+    "compare_methods",
     "convert",
     "evaluate",
     "index",

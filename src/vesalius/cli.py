@@ -94,6 +94,15 @@ VERBS = {
         positional=("run",),
         reports=True,
     ),
+    "compare": Verb(
+        "compare methods with few labels, over many draws of them",
+        "vesalius.compare:compare_methods",
+        (
+            "vesalius compare --data us.parquet --backbones runs/usfm,random:usfm --shots 1,5,10 --out compare/us",
+            "vesalius compare --data us.parquet --backbones runs/usfm --methods ept,vpt:layers=shallow,lora:rank=4"
+            " --out compare/us",
+        ),
+    ),
     "predict": Verb(
         "write masks, scores and overlays for files",
         "vesalius.evaluation.verbs:predict",
