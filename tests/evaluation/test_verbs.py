@@ -28,6 +28,7 @@ from vesalius.tasks.enhancement import Enhancer
 from vesalius.tasks.segmentation import Segmenter
 from vesalius.training.provenance import write_seen
 from vesalius.training.runs import RunFolder
+from vesalius.training.verbs import adapt_backbone
 
 CONTRACT = InputContract(32, 1, (0.5,), (0.25,))
 NAMES = ("bright", "dark", "late", "never")
@@ -247,3 +248,25 @@ def test_inputs_of_one_name_do_not_overwrite_each_other(tmp_path: Path):
         (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n")
     stems = [source.stem.as_posix() for source in find_inputs([tmp_path / "x", tmp_path / "y"])]
     assert len(set(stems)) == 4
+
+
+def test_findings_are_learned_scored_and_predicted(findings: Path, tmp_path: Path):
+    save_weights(encoder(), tmp_path / "trunk", Card("usfm", "backbone", architecture(encoder()), CONTRACT))
+    adapt_backbone(
+        "ept",
+        backbone=str(tmp_path / "trunk"),
+        data=findings,
+        out=tmp_path / "run",
+        model={"length": 3},
+        steps=60,
+        batch_size=8,
+        lr=0.02,
+        val_every=30,
+        progress=False,
+    )
+    assert "val/mAP" in pl.read_csv(tmp_path / "run" / "metrics.csv").columns
+    result = evaluate(tmp_path / "run", split="train", draws=20)
+    assert result.metrics["per_class"]["bright"]["ap"] > 0.9  # that bright discs are bright can be learned
+    predict(tmp_path / "run", findings.parent / "image0.png", out=tmp_path / "out")
+    (row,) = csv.DictReader((tmp_path / "out" / "scores.csv").open())
+    assert set(row) == {"path", "frame", "predicted", "p_bright", "p_dark", "p_late", "outputs"}
