@@ -86,6 +86,7 @@ def test_a_list(picture, root, indexed):
         "sha256": "",
         "duplicate_of": None,
         "dataset": "set",
+        "channels": [],
     }
     assert rows["b"]["labels"] == [] and rows["b"]["annotated"] == ["cyst", "nodule", "head"]
     assert rows["c"]["split"] == "train"  # as its patient's other image

@@ -72,6 +72,9 @@ class Entry:
         patient: an id within the dataset.
         study, organ, modality: as in the table.
         spacing: mm along (H, W), for files that do not say themselves.
+        files: of a volume that is several, one a channel, or that is a DICOM series (its folder, or one of its files);
+            `path` is the first.
+        channels: names of a volume's channels, in the order of `files` or of a 4-D file's volumes.
     """
 
     path: Path
@@ -87,6 +90,8 @@ class Entry:
     organ: str | None = None
     modality: str | None = None
     spacing: tuple[float, ...] | None = None
+    files: tuple[Path, ...] = ()
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

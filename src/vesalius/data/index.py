@@ -5,6 +5,7 @@ Files that cannot be used are listed with the reason beside the table, and the r
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -37,6 +38,8 @@ from vesalius.data.table import (
     select,
     shorten,
 )
+from vesalius.data.volumes.cases import probe_case, read_case
+from vesalius.data.volumes.layouts import by_file, with_series
 from vesalius.errors import ConfigError, UnreadableImage, VesaliusError
 from vesalius.images import Header, probe, read
 
@@ -74,8 +77,8 @@ def index(
     Args:
         folder: DICOM, NIfTI, PNG, JPEG, TIFF or BMP files, at any depth, or a public dataset as it comes.
         output: the table, ``NAME.parquet``.
-        layout: how the folder is organised: msd, list (CSV), hc18, medfmc, usfm, voc, paired, busi, image-folders,
-            folder; or auto, to find out (see `vesalius.data.layouts`).
+        layout: how the folder is organised: msd, list (CSV), brats, atlas, hc18, medfmc, usfm, voc, paired, busi,
+            image-folders, folder; or auto, to find out (see `vesalius.data.layouts`).
         labels: a CSV file with columns such as path, label, patient, split, joined by path or file name.
         organ: what the images show, where neither folders nor lists say.
         group: regular expression that finds the patient in a path relative to `folder` (its first group, if it has
@@ -87,7 +90,7 @@ def index(
         seed: of the split.
         resplit: split anew although the dataset has a split.
         frames: all frames of a file, or this many, evenly spaced.
-        volumes: one row for a NIfTI volume instead of one for each axial slice.
+        volumes: one row for a NIfTI volume, a DICOM series or a case of several channels, not one for each slice.
         keep_duplicates: keep exact copies (with ``duplicate_of``) rather than leave them out.
         check: decode every frame; otherwise the first of each file.
         workers: files looked into at a time.
@@ -115,7 +118,7 @@ def index(
     files.output_folder(output.parent)
     form = choose(layout, found)
     found.notes.insert(0, f"layout: {form.name} ({form.describes})")
-    entries = form.entries(found)
+    entries = with_series(form.entries(found)) if volumes else by_file(form.entries(found))
     if labels is not None:
         entries = join_list(entries, Path(labels), found)
     if group is not None:
@@ -191,14 +194,23 @@ class _Looked:
 
 def _look(work: _Work) -> _Looked:
     looked = _Looked()
+    entry = work.entries[0]
+    case = work.volumes and bool(entry.files or entry.channels)
     try:
-        header = probe(work.path)
+        if case:
+            header, sources = probe_case(entry.files or [work.path], entry.channels)
+        else:
+            header, sources = probe(work.path), (work.path,)
         if header.modality in NOT_PICTURES:
             raise UnreadableImage(f"is {NOT_PICTURES[header.modality]} ({header.modality}), not a picture")
-        sha256 = files.sha256(work.path)
-        rows = [(entry, frame) for entry in work.entries for frame in _frames(work, entry, header)]
-        # A volume's first slice is often empty: the volume is looked at whole.
-        read(work.path, None if _is_volume(header) else rows[0][1]).check()
+        sha256 = _sha256(sources)
+        if case:
+            rows: list[tuple[Entry, int | None]] = [(entry, None)]
+            read_case(entry.files or [work.path], entry.channels).check()
+        else:
+            rows = [(entry, frame) for entry in work.entries for frame in _frames(work, entry, header)]
+            # A volume's first slice is often empty: the volume is looked at whole.
+            read(work.path, None if _is_volume(header) else rows[0][1]).check()
     except (VesaliusError, OSError) as error:
         looked.bad.append((str(work.path), _reason(error, work.path)))
         return looked
@@ -215,6 +227,12 @@ def _look(work: _Work) -> _Looked:
             where = "" if frame is None else f"frame {frame}: "
             looked.bad.append((str(work.path), where + _reason(error, work.path)))
     return looked
+
+
+def _sha256(paths: Sequence[Path]) -> str:
+    """Of a file; of several files that are one image, of their hashes."""
+    hashes = [files.sha256(path) for path in paths]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _reason(error: VesaliusError | OSError, path: Path) -> str:
@@ -242,7 +260,7 @@ def _frames(work: _Work, entry: Entry, header: Header) -> list[int | None]:
 
 def _is_volume(header: Header) -> bool:
     """Whether the file is one volume, whose frames are its slices."""
-    return len(header.size) == 3 and header.frames == header.size[0]
+    return len(header.size) == 3 and header.volumes == 1
 
 
 def _size(header: Header, frame: int | None) -> tuple[int, ...]:
@@ -256,7 +274,8 @@ def _check_companions(entry: Entry, frame: int | None, size: tuple[int, ...], he
         if path not in headers:
             headers[path] = probe(path)
         shape = _size(headers[path], frame)
-        if shape != size:
+        # A volume's mask may lie along other axes: volumes are placed by their affines.
+        if shape != size and not (len(size) == 3 and sorted(shape) == sorted(size)):
             raise masks.shape_error(path, shape, entry.path, size)
 
 
@@ -271,7 +290,8 @@ def _row(found: _Found, mask_classes: tuple[str, ...], dataset: str, organ: str 
     spacing = header.spacing or entry.spacing
     seen = header.tags.get("body_part", "").strip().lower()
     return {
-        "path": str(entry.path),
+        "path": MASK_SEPARATOR.join(map(str, entry.files or [entry.path])),
+        "channels": list(entry.channels),
         "frame": found.frame,
         "frames": header.frames,
         "modality": header.modality or entry.modality,
@@ -332,7 +352,7 @@ def _say_annotated(rows: list[dict[str, Any]]) -> None:
     names = sorted({name for row in rows for name in row["labels"] or ()})
     for row in rows:
         looked_for = [] if row["labels"] is None else [*(row["annotated"] or names), *row["labels"]]
-        row["annotated"] = list(dict.fromkeys([*looked_for, *row["mask_classes"]]))
+        row["annotated"] = [name for name in dict.fromkeys([*looked_for, *row["mask_classes"]]) if name]
         row["labels"] = row["labels"] or []
 
 

@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vesalius.data import medfmc
@@ -19,6 +19,7 @@ from vesalius.data.entry import SPLIT_NAMES, Entry, Folder, organ_of, split_of, 
 from vesalius.data.lists import find_list, read_list
 from vesalius.data.masks import OUTLINE, RASTER
 from vesalius.data.table import SPLITS, shorten
+from vesalius.data.volumes import layouts as volumes
 from vesalius.errors import ConfigError, VesaliusError, nearest
 
 BUSI_MASK = re.compile(r"(?P<image>.+)_mask(_\d+)?$")
@@ -88,10 +89,12 @@ def _msd(folder: Folder) -> list[Entry]:
         raise VesaliusError(f"its labels cannot be read ({error})", path=path, remedy="see a Decathlon task") from error
     channels = description.get("modality") or description.get("channel_names") or {}
     modality = MSD_MODALITIES.get(str(channels.get("0", "")).lower())
+    names_of = tuple(str(channels[key]) for key in sorted(channels, key=int))
     classes = tuple(values.get(value, f"class_{value}") for value in range(1, max(values) + 1))
     organ = organ_of(str(description.get("name", "")))
 
-    entries, paired = [], set()
+    entries: list[Entry] = []
+    paired = set()
     for file in folder.files:
         if file.parts[0] not in ("imagesTr", "imagesTs"):
             continue
@@ -102,6 +105,7 @@ def _msd(folder: Folder) -> list[Entry]:
         entries.append(
             Entry(
                 folder.root / file,
+                channels=names_of if len(names_of) > 1 else (),
                 masks=(folder.root / label,) if label else (),
                 mask_classes=classes if label else None,
                 patient=case,
@@ -112,10 +116,24 @@ def _msd(folder: Folder) -> list[Entry]:
     alone = [str(file) for file in folder.files if file.parts[0] == "labelsTr" and file not in paired]
     if alone:
         folder.notes.append(f"labels without an image: {shorten(alone)}")
+    entries = _cases(entries)
     unlabelled = [str(e.path.name) for e in entries if not e.masks and e.path.parent.name == "imagesTr"]
     if unlabelled:
         folder.notes.append(f"training images without a label: {shorten(unlabelled)}")
     return entries
+
+
+def _cases(entries: list[Entry]) -> list[Entry]:
+    """Of nnU-Net's files ``case_0000``, ``case_0001``, ..., one for each channel, one entry a case."""
+    cases: dict[tuple[Path, str], Entry] = {}
+    for entry in entries:
+        case = entry.path.parent, entry.patient or ""
+        if not entry.channels or stem(entry.path) == entry.patient:  # one channel, or all of them in a 4-D file
+            cases[entry.path.parent, entry.path.name] = entry
+        else:
+            first = cases.get(case, entry)
+            cases[case] = replace(first, files=(*first.files, entry.path))
+    return list(cases.values())
 
 
 # A CSV list -----------------------------------------------------------------------------------------------------------
@@ -321,6 +339,18 @@ LAYOUTS = {
         Layout("msd", "Medical Segmentation Decathlon: dataset.json, imagesTr, labelsTr", _fits_msd, _msd),
         Layout(
             "list", "a CSV list", lambda folder: find_list(folder.root) is not None and not _hc18_lists(folder), _list
+        ),
+        Layout(
+            "brats",
+            "BraTS: CASE/CASE_flair, _t1, _t1ce, _t2, _seg, or CASE-t2f, ...",
+            volumes.fits_brats,
+            volumes.brats,
+        ),
+        Layout(
+            "atlas",
+            "ATLAS v2.0: sub-X/ses-Y/anat/*_T1w, *_label-L_desc-T1lesion_mask",
+            volumes.fits_atlas,
+            volumes.atlas,
         ),
         Layout("hc18", "HC18: 010_HC.png, 010_HC_Annotation.png", _fits_hc18, _hc18),
         Layout("medfmc", "MedFMC: chest, colon, endo with images, trainval.txt, ...", medfmc.fits, medfmc.entries),

@@ -25,6 +25,7 @@ NAMES = {
     "study": ("study", "study_id"),
     "organ": ("organ", "body_part"),
     "modality": ("modality",),
+    "channels": ("channels",),
     "spacing": ("spacing", "pixel_mm", "pixel_size_mm", "pixel_size"),
 }
 """What a column may be called; case, spaces and punctuation do not matter. Other columns are passed over."""
@@ -41,10 +42,10 @@ def find_list(root: Path) -> Path | None:
 def read_list(path: Path, folder: Folder) -> list[Entry]:
     """The images of a CSV file, one a row, with files relative to it.
 
-    Several labels, mask files or mask classes in a field are separated by ``;`` or ``|``. A name that is not beside the
-    list is looked for in the folders beneath. An empty label field means that nothing was found where other rows have
-    several labels, and that nobody looked where each row has at most one. A split called other than train, val or test
-    (or the like) counts as none.
+    Several labels, mask files, mask classes or channels (with as many paths) in a field are separated by ``;`` or
+    ``|``. A name that is not beside the list is looked for in the folders beneath. An empty label field means that
+    nothing was found where other rows have several labels, and that nobody looked where each row has at most one. A
+    split called other than train, val or test (or the like) counts as none.
 
     Args:
         path: the CSV file.
@@ -85,7 +86,7 @@ def read_list(path: Path, folder: Folder) -> list[Entry]:
         folder.notes.append(f"splits of {path.name} not used: {', '.join(other)}")
     return [
         Entry(
-            path=located(row["path"] or ""),
+            path=located(_several(row["path"])[0] if row["channels"] else row["path"] or ""),
             frame=None if row["frame"] is None else int(_number(row["frame"], "frame", path)),
             labels=_several(row["labels"]) or (() if multilabel else None),
             masks=tuple(located(name) for name in _several(row["masks"])),
@@ -97,6 +98,8 @@ def read_list(path: Path, folder: Folder) -> list[Entry]:
             organ=row["organ"],
             modality=row["modality"],
             spacing=_spacing(row["spacing"], path),
+            files=tuple(located(name) for name in _several(row["path"])) if row["channels"] else (),
+            channels=_several(row["channels"]),
         )
         for row in rows
     ]

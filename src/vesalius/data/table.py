@@ -19,7 +19,7 @@ from vesalius.files import atomic
 
 SPLITS = ("train", "val", "test")
 MASK_SEPARATOR = ";"
-"""Between the files of one mask that is stored in several (BUSI: one per lesion)."""
+"""Between the files of one mask that is stored in several (BUSI: one per lesion), or of a case's channels."""
 
 COLUMNS: dict[str, pl.DataType] = {
     "path": pl.String(),
@@ -40,6 +40,7 @@ COLUMNS: dict[str, pl.DataType] = {
     "sha256": pl.String(),
     "duplicate_of": pl.String(),
     "dataset": pl.String(),
+    "channels": pl.List(pl.String()),
 }
 """Names and types of the columns.
 
@@ -52,12 +53,16 @@ COLUMNS: dict[str, pl.DataType] = {
 - ``split``: train, val or test.
 - ``labels``: names of the image's classes.  ``annotated``: the classes that were looked for, in labels and mask.
 - ``mask``: file of the segmentation, several joined by ``;`` being one mask by OR.  ``mask_classes``: value i + 1 is
-  name i, 0 the background, 255 pixels to be ignored.
+  name i (an empty name: no class has the value), 0 the background, 255 pixels to be ignored.
 - ``target``: the paired clean image, for enhancement.
 - ``sha256``: of the file's bytes.  ``duplicate_of``: the first file with the same bytes.  ``dataset``: its name.
+- ``channels``: names of a volume's channels; ``path`` is then as many files joined by ``;``, or one 4-D file. Empty
+  where there is one channel without a name. A DICOM series is the path of its folder, or of one of its files.
 """
 
-LISTS = ("labels", "annotated", "mask_classes")
+LISTS = ("labels", "annotated", "mask_classes", "channels")
+LATER = ("channels",)
+"""Columns that tables of earlier versions lack; they are then empty."""
 PATHS = ("path", "mask", "target", "duplicate_of")
 
 
@@ -202,7 +207,7 @@ def label_names(table: pl.DataFrame) -> tuple[str, ...]:
 
 def mask_names(table: pl.DataFrame) -> tuple[str, ...]:
     """All classes of the masks, in the order in which they first occur."""
-    return tuple(table["mask_classes"].explode().drop_nulls().unique(maintain_order=True))
+    return tuple(name for name in table["mask_classes"].explode().drop_nulls().unique(maintain_order=True) if name)
 
 
 def shorten(names: Sequence[str], most: int = 3) -> str:
@@ -227,11 +232,12 @@ def _read(path: Path) -> pl.DataFrame:
     for name in table.columns:
         if name not in COLUMNS:
             raise VesaliusError(f"unknown column {name!r}", path=path, remedy=nearest(name, COLUMNS))
-    missing = [name for name in COLUMNS if name not in table.columns]
+    missing = [name for name in COLUMNS if name not in table.columns and name not in LATER]
     if missing:
         raise VesaliusError(f"lacks the columns {', '.join(missing)}", path=path, remedy="index again")
     if table.is_empty():
         raise VesaliusError("has no rows", path=path, remedy="index a folder that holds images")
+    table = table.with_columns(pl.lit([], COLUMNS[name]).alias(name) for name in LATER if name not in table.columns)
     try:
         table = table.select(list(COLUMNS)).cast(pl.Schema(COLUMNS))
     except pl.exceptions.PolarsError as error:

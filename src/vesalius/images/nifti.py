@@ -78,7 +78,8 @@ def probe_nifti(path: Path) -> Header:
         shape = _shape(image)
         size = shape[:3][::-1]
         frames = shape[-1] if len(shape) > 2 else 1
-        return Header(frames, size, _names(image), _spacing(image, _affine(image), len(size)))
+        spacing = _spacing(image, _affine(image), len(size))
+        return Header(frames, size, _names(image), spacing, volumes=frames if len(shape) == 4 else 1)
 
 
 def _open(path: Path) -> nibabel.Nifti1Image:

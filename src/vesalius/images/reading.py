@@ -33,6 +33,7 @@ class Header:
         spacing: mm along `size`, None where the file does not say.
         modality: DICOM's code, None elsewhere.
         tags: as in `Image`.
+        volumes: how many a 4-D NIfTI holds; 1 elsewhere.
     """
 
     frames: int
@@ -41,6 +42,7 @@ class Header:
     spacing: tuple[float, ...] | None = None
     modality: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
+    volumes: int = 1
 
 
 @contextmanager

@@ -107,17 +107,30 @@ def probe_series(source: str | PathLike[str] | Sequence[str | PathLike[str]]) ->
     return header, tuple(dict.fromkeys(one.path for one in slices))
 
 
-def group_series(files: Iterable[Path]) -> dict[str, list[Path]]:
-    """The files of each series, by the series' UID; files that are no DICOM image are passed over."""
+def group_series(files: Iterable[Path], *, placed: bool = False) -> dict[str, list[Path]]:
+    """The files of each series, by the series' UID; files that are no DICOM image are passed over.
+
+    Args:
+        files: any files.
+        placed: pass over files without a place in the patient (ultrasound, radiographs), too, and those of series that
+            are one file of one frame.
+    """
     series: dict[str, list[Path]] = {}
+    frames: Counter[str] = Counter()
     for path in files:
+        if not _may_be_dicom(path):
+            continue
         try:
             with reading(path), path.open("rb") as stream:
-                uid = str(read_header(path, stream).get("SeriesInstanceUID") or "")
+                dataset = read_header(path, stream)
+                if placed and geometry(path, dataset, 0).affine is None:
+                    continue
+                uid = str(dataset.get("SeriesInstanceUID") or "")
+                frames[uid] += frame_count(path, dataset)
         except UnreadableImage:
             continue
         series.setdefault(uid, []).append(path)
-    return series
+    return {uid: paths for uid, paths in series.items() if frames[uid] > 1 or not placed}
 
 
 def _sorted_slices(source: str | PathLike[str] | Sequence[str | PathLike[str]]) -> tuple[Path, list[Slice]]:
