@@ -225,7 +225,7 @@ def collapse_run(run: str | Path, out: str | Path, *, trunk: str | None = None) 
     save_task(
         task,
         output_folder(out),
-        contract=card.contract,
+        contract=card.image_contract,
         backbone=card,
         source=f"{card.source}, collapsed",
         method="ept",

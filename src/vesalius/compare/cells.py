@@ -75,7 +75,7 @@ def open_trunk(backbone: str, image_size: int | None) -> Trunk:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Trunk(encoder.to(device).freeze(), card.contract, digest.hexdigest()[:24])
+    return Trunk(encoder.to(device).freeze(), card.image_contract, digest.hexdigest()[:24])
 
 
 def build(arm: Arm, trunk: Trunk, setup: Setup, seed: int) -> tuple[Any, Reader]:

@@ -157,7 +157,9 @@ def _acquired(plan: Plan, table: pl.DataFrame) -> dict[str, float]:
     if "enhancement" not in plan.tasks:
         return {}
     _, card = load_task(plan.adapted("enhancement", "usfm", 0))
-    images = labelled(select(table, split="test", task="enhancement"), card.contract, task="enhancement", classes=())
+    images = labelled(
+        select(table, split="test", task="enhancement"), card.image_contract, task="enhancement", classes=()
+    )
     samples = [images[i] for i in range(len(images))]
     untouched = enhancement([sample["image"] for sample in samples], [sample["target"] for sample in samples])
     return {name: untouched[name] for name in TASKS["enhancement"]}
@@ -245,7 +247,7 @@ def _masks(plan: Plan, table: pl.DataFrame) -> list[Block]:
     """Test images with the true lesion and what each arm's segmentation (seed 0) says."""
     _, card = load_task(plan.adapted("segmentation", "usfm", 0))
     rows = select(table, split="test", task="segmentation")
-    images = labelled(rows, card.contract, task="segmentation", classes=card.classes)
+    images = labelled(rows, card.image_contract, task="segmentation", classes=card.classes)
     chosen = [i for i in range(len(images)) if images[i]["mask"].any()][:: max(1, len(images) // 12)][:4]
     blocks: list[Block] = [Text("**Segmentation** of unseen patients, seed 0: the truth, then each arm.")]
     for i in chosen:
@@ -254,7 +256,7 @@ def _masks(plan: Plan, table: pl.DataFrame) -> list[Block]:
         items = [(overlay(image, truth, classes=card.classes), f"{rows['organ'][i]}: truth")]
         for arm, title in plan.named.items():
             network, network_card = load_task(plan.adapted("segmentation", arm, 0))
-            view = EvalView(network_card.contract)(images[i], generator(0, i))
+            view = EvalView(network_card.image_contract)(images[i], generator(0, i))
             mask = network.labels(network.predict(view["image"].unsqueeze(0))[0], truth.shape)
             items.append((overlay(image, mask, classes=card.classes), title))
         blocks.append(Gallery(items, tile=10))
@@ -265,13 +267,13 @@ def _enhanced(plan: Plan, table: pl.DataFrame) -> list[Block]:
     """Test images as acquired, enhanced by USFM's adaptation (seed 0), and the compounded truth."""
     network, card = load_task(plan.adapted("enhancement", "usfm", 0))
     rows = select(table, split="test", task="enhancement")
-    images = labelled(rows, card.contract, task="enhancement", classes=())
+    images = labelled(rows, card.image_contract, task="enhancement", classes=())
     blocks: list[Block] = [Text("**Enhancement** of unseen patients by USFM, seed 0: less speckle, the same anatomy.")]
     for i in range(0, len(images), max(1, len(images) // 2))[:2]:
-        view = EvalView(card.contract)(images[i], generator(0, i))
+        view = EvalView(card.image_contract)(images[i], generator(0, i))
         restored = network.predict(view["image"].unsqueeze(0))[0]
         shown = {
-            "as acquired": card.contract.denormalise(view["image"]),
+            "as acquired": card.image_contract.denormalise(view["image"]),
             "enhanced": restored,
             "target": view["target"],
         }

@@ -113,7 +113,7 @@ def evaluate(
         kind = "task"
         images = labelled(
             rows,
-            card.contract,
+            card.image_contract,
             task=name,
             classes=_same_classes(table, name, card),
             multilabel=getattr(task, "multilabel", False),
@@ -214,7 +214,7 @@ def predict(
             with warnings.catch_warnings():  # pydicom's, about values that are copied from the source
                 warnings.filterwarnings("ignore", module=r"pydicom\..*")
                 rows = predict_file(
-                    task, card.contract, source, folder, formats=formats, overlays=overlays, batch_size=batch_size
+                    task, card.image_contract, source, folder, formats=formats, overlays=overlays, batch_size=batch_size
                 )
         except VesaliusError as error:
             if isinstance(error.__cause__, OSError) and not isinstance(error, UnreadableImage):
@@ -273,7 +273,7 @@ def _probe(
 
     def read(part: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Features; class indices, or labels of 0 and 1; and which classes were looked for."""
-        images = labelled(part, card.contract, task="classification", classes=names, multilabel=several)
+        images = labelled(part, card.image_contract, task="classification", classes=names, multilabel=several)
         labels, annotated = images.targets()
         return features(encoder, images, batch_size=batch_size), labels, annotated
 

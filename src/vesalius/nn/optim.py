@@ -89,6 +89,20 @@ def warmup_cosine(
     return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def linear_warmup_cosine(epoch: float, *, total: float, warmup: float, lr: float) -> float:
+    """Linear from 0 to `lr` at the last of `warmup` epochs, then half a cosine to 0 at `total` (lightning-bolts).
+
+    Swin UNETR's fine-tuning and the Universal Model use it. Unlike `warmup_cosine` it reaches `lr` one epoch early.
+
+    >>> [round(linear_warmup_cosine(epoch, total=10, warmup=3, lr=1.0), 3) for epoch in (0, 1, 2, 3, 10)]
+    [0.0, 0.5, 1.0, 1.0, 0.0]
+    """
+    if epoch < warmup:
+        return lr * epoch / max(warmup - 1, 1)
+    done = min((epoch - warmup) / max(total - warmup, 1e-12), 1.0)
+    return lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
 def warmup_step(
     step: float,
     *,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from vesalius.data.volumes.contract import channel_key
 from vesalius.errors import ConfigError
 
 
@@ -90,3 +93,24 @@ class VolumeSegmenter(nn.Module):
     def forward(self, volume: Tensor) -> Tensor:
         """``[B, C, D, H, W]`` -> logits ``[B, classes, D, H, W]``."""
         return self.head(self.encoder(volume).decoder)
+
+
+def match_channels(weight: Tensor, have: Sequence[str], want: Sequence[str], *, dim: int = 1) -> Tensor:
+    """A convolution's weight for another set of modalities, matched by name.
+
+    A modality that the weight does not know starts at zero, so that a network first computes what it did without; its
+    weights train like any others. If nothing matches, every modality starts as the mean of those that were there.
+
+    Args:
+        weight: with ``len(have)`` entries along `dim`: 1 for an input convolution, 0 for one that restores the input.
+        have, want: names; see `channel_key` for what counts as the same.
+
+    >>> match_channels(torch.tensor([[1.0, 2.0]]), ["T1", "T2-FLAIR"], ["flair", "t1ce", "t1", "t2"]).tolist()
+    [[2.0, 0.0, 1.0, 0.0]]
+    """
+    known = [channel_key(name) for name in have]
+    wanted = [channel_key(name) for name in want]
+    if not set(known) & set(wanted):
+        return torch.stack([weight.mean(dim)] * len(wanted), dim)
+    empty = torch.zeros_like(weight.select(dim, 0))
+    return torch.stack([weight.select(dim, known.index(key)) if key in known else empty for key in wanted], dim)

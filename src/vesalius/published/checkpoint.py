@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vesalius.errors import WeightsError
 
-WRAPPERS = ("model", "state_dict", "module")
+WRAPPERS = ("model", "state_dict", "module", "net")
 EXAMPLES = 3  # names shown in a message
 
 
@@ -55,7 +55,7 @@ def safe_torch_load(path: str | Path) -> Any:
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` or torch file by name.
 
-    Wrappers ({"model"}, {"state_dict"}, {"module"}) are opened and the prefix ``module.`` is taken off.
+    Wrappers ({"model"}, {"state_dict"}, {"module"}, {"net"}) are opened and the prefix ``module.`` is taken off.
 
     Raises:
         WeightsError: unsafe, unreadable, or without tensors.

@@ -320,9 +320,9 @@ def _from_card(path: Path, image_size: int | None, in_channels: int | None) -> n
         what = _with_config(what, changed)
     module, report = _assemble(what, keys)
     size, channels = want[1], want[0]
-    contract = replace(card.contract, size=size)
-    if channels != card.contract.channels:
-        mean, std = (_channels(values, channels) for values in (card.contract.mean, card.contract.std))
+    contract = replace(card.image_contract, size=size)
+    if channels != card.image_contract.channels:
+        mean, std = (_channels(values, channels) for values in (card.image_contract.mean, card.image_contract.std))
         contract = replace(contract, channels=channels, mean=mean, std=std)
     card = replace(card, part="backbone", architecture=dict(what), contract=contract, classes=())
     return _finish(module, card, report)
@@ -368,9 +368,9 @@ def _from_timm(name: str, image_size: int | None, in_channels: int | None, downl
     try:
         model = timm.create_model(name, pretrained=download)
     except (OSError, RuntimeError) as error:
-        what = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         raise WeightsError(
-            f"timm's {name} cannot be downloaded ({what})", remedy="give its file as vit:FILE, or leave out --download"
+            f"timm's {name} cannot be downloaded ({reason})", remedy="give its file as vit:FILE, or leave out --download"
         ) from error
     heads = next((m.num_heads for m in model.modules() if isinstance(m, Attention)), None)
     keys = Keys(model.state_dict())

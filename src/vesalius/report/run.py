@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from vesalius.data.contract import InputContract
 from vesalius.errors import VesaliusError, WeightsError
 from vesalius.evaluation.results import Result
 from vesalius.published.card import Card as WeightsCard
@@ -108,7 +109,10 @@ def run_report(run: str | Path, *, extra: Sequence[Block] = ()) -> Path:
 
 def _subtitle(config: Mapping[str, Any], card: WeightsCard | None) -> str:
     if card is not None:
-        return f"{card.system}, {card.part}: {card.architecture.get('name', 'network')} at {card.contract.size} px"
+        network = card.architecture.get("name", "network")
+        c = card.contract
+        size = f"{c.size} px" if isinstance(c, InputContract) else f"{' x '.join(map(str, c.roi))} voxels"
+        return f"{card.system}, {card.part}: {network} at {size}"
     return ", ".join(str(config[key]) for key in ("system", "task", "preset") if config.get(key))
 
 

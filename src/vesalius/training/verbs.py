@@ -242,8 +242,8 @@ def adapt_backbone(
     install(encoder, method, settings, generator=generator(seed, 0))
     torch.manual_seed(seed)  # the head is the same whatever the backbone drew
     width = decoder_width or (64 if preset == "tiny" else None)
-    network = _network(chosen, encoder, names, card.contract, decoder, width, method, multilabel)
-    module = Adaptation(network, card.contract, config, method=method)
+    network = _network(chosen, encoder, names, card.image_contract, decoder, width, method, multilabel)
+    module = Adaptation(network, card.image_contract, config, method=method)
     record = {
         "verb": "adapt",
         "method": method,
@@ -264,7 +264,9 @@ def adapt_backbone(
     sets = [
         None
         if part.is_empty()
-        else labelled(part, card.contract, task=chosen, classes=names, multilabel=multilabel, cache=fits_memory(part))
+        else labelled(
+            part, card.image_contract, task=chosen, classes=names, multilabel=multilabel, cache=fits_memory(part)
+        )
         for part in (train, val)
     ]
     assert sets[0] is not None
@@ -276,7 +278,7 @@ def adapt_backbone(
         save_task(
             network,
             run.path,
-            contract=card.contract,
+            contract=card.image_contract,
             backbone=card,
             source=f"{method} on {len(train)} images, from {backbone}",
             method=method,
