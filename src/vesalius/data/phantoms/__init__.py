@@ -13,7 +13,12 @@ import polars as pl
 
 from vesalius.errors import ConfigError, nearest
 
-PHANTOMS = {"ultrasound": "vesalius.data.phantoms.ultrasound:ultrasound"}
+PHANTOMS = {
+    "ultrasound": "vesalius.data.phantoms.ultrasound:ultrasound",
+    "brain": "vesalius.data.phantoms.brain:brain",
+    "ct": "vesalius.data.phantoms.torso:ct",
+    "mr": "vesalius.data.phantoms.torso:mr",
+}
 """Name -> module and function, imported when it is wanted."""
 
 
@@ -21,7 +26,7 @@ def phantom(kind: str, out: str | Path, **options: Any) -> pl.DataFrame:
     """Write a collection of phantoms, with truth, as real files.
 
     Args:
-        kind: which: ultrasound.
+        kind: which: ultrasound, brain (MR), ct or mr (of the torso).
         out: folder to write.
         options: of that kind's function, such as `n`, `seed` and `size`.
 

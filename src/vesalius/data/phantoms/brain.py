@@ -30,7 +30,7 @@ from vesalius.errors import ConfigError, nearest
 from vesalius.files import atomic, output_folder
 from vesalius.images import Image, read
 
-LESION_LABELS = {"necrotic core": 1, "oedema": 2, "enhancing tumor": 4}
+LESION_LABELS = {"necrotic core": 1, "oedema": 2, "enhancing tumour": 4}
 """The values of the lesions' label file, as in BraTS 2017 to 2021."""
 CONTRASTS = ("mri", "random")
 HEAD_VIEW, BRAIN_VIEW = (225.0, 240.0, 200.0), (176.0, 192.0, 160.0)
@@ -169,11 +169,12 @@ def brain(
     tissues: bool = False,
     workers: int = 1,
 ) -> pl.DataFrame:
-    """Write `n` brains in several MR contrasts, with the labels of their gliomas, named as in BraTS.
+    """Write `n` brains in several MR contrasts, with the labels of their gliomas, in files named as in BraTS.
 
     Args:
         out: folder to write: ``brain_001/brain_001_t1.nii.gz``, ``_t1ce``, ``_t2``, ``_flair`` and ``_seg`` (1 necrotic
-            core, 2 oedema, 4 enhancing tumour); and ``cases.csv``, which appears last.
+            core, 2 oedema, 4 enhancing tumour), and ``lesions.csv``; as DICOM ``brain_001/t1/*.dcm`` and so on, with
+            3 for the enhancing tumour, as in BraTS from 2023, and ``index.csv``.
         n: number of people.
         seed: seed of everything.
         size: voxels (D, H, W), or one number for all three.
@@ -214,7 +215,8 @@ def brain(
         "blur": blur,
     }
     out = output_folder(out)
-    (out / "cases.csv").unlink(missing_ok=True)  # an old list must not describe new files
+    for old in ("index.csv", "lesions.csv"):
+        (out / old).unlink(missing_ok=True)  # an old list must not describe new files
     write = partial(
         _write_case,
         out=out,
@@ -226,8 +228,11 @@ def brain(
         tissues=tissues,
     )
     table = pl.DataFrame(write_cases(write, n, workers=workers, text="brains"))
-    with atomic(out / "cases.csv") as temporary:
+    with atomic(out / "lesions.csv") as temporary:
         table.write_csv(temporary)
+    if format == "dicom":
+        with atomic(out / "index.csv") as temporary:
+            _list(table["case"].to_list(), seed, channels, lesions > 0).write_csv(temporary)
     return table
 
 
@@ -270,7 +275,7 @@ class _Glioma:
         near = distance < self.oedema * (1 + 0.45 * fringe(offset))
         marks[near & (marks == 0) & room & (white | (distance < 1.5))] = LESION_LABELS["oedema"]
         room = room | (distance < -1.5)
-        marks[(distance < 0) & room] = LESION_LABELS["enhancing tumor"]
+        marks[(distance < 0) & room] = LESION_LABELS["enhancing tumour"]
         inner = -(1 - self.core) * self.radius * (1 + 0.3 * rim(offset))
         marks[(distance < np.minimum(inner, -1.0)) & room] = LESION_LABELS["necrotic core"]
 
@@ -415,7 +420,10 @@ def _write_case(
             )
     turned = orientation if format == "nifti" else "LPS"
     if lesions > 0:
-        write_nifti(made["labels"], made["affine"], out / case / f"{case}_seg.nii.gz", orientation=turned)
+        labels = made["labels"]
+        if format == "dicom":
+            labels = np.where(labels == 4, 3, labels).astype(np.uint8)  # a list names the values without a gap
+        write_nifti(labels, made["affine"], out / case / f"{case}_seg.nii.gz", orientation=turned)
     if tissues:
         values = made["tissues"].astype(np.uint8 if made["tissues"].max() < 256 else np.int32)
         write_nifti(values, made["affine"], out / case / f"{case}_tissues.nii.gz", orientation=turned)
@@ -425,3 +433,22 @@ def _write_case(
         for name, value in LESION_LABELS.items()
     }
     return [{"case": case, "lesions": count, **volumes}]
+
+
+def _list(cases: Sequence[str], seed: int, channels: Sequence[str], labelled: bool) -> pl.DataFrame:
+    """The rows of ``index.csv``, which `vesalius.index` reads."""
+    columns = {
+        "path": [";".join(f"{case}/{channel}" for channel in channels) for case in cases],
+        "channels": [";".join(channels)] * len(cases),
+        "group": [_identity(seed, case) for case in cases],
+        "organ": ["brain"] * len(cases),
+        "modality": ["MR"] * len(cases),
+    }
+    if labelled:
+        columns["mask"] = [f"{case}/{case}_seg.nii.gz" for case in cases]
+        columns["mask_classes"] = [";".join(LESION_LABELS)] * len(cases)
+    return pl.DataFrame(columns)
+
+
+def _identity(seed: int, case: str) -> str:
+    return f"phantom-{seed}-{case}"

@@ -41,7 +41,7 @@ TISSUES = {
     "mucosa": Tissue(0.85, 1500, 110, 600),
     "necrotic core": Tissue(0.95, 2700, 330),
     "oedema": Tissue(0.88, 1650, 150),
-    "enhancing tumor": Tissue(0.86, 1450, 125, 420),
+    "enhancing tumour": Tissue(0.86, 1450, 125, 420),
 }
 """Name -> properties; a tissue map's value i is the i-th name. The last three are lesions."""
 

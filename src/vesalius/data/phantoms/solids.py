@@ -91,9 +91,9 @@ class Grid:
         """The grid whose thick voxels are cut into an odd number of about cubic ones, and those numbers."""
         thin = min(self.spacing)
         parts = [min(2 * round((side / thin - 1) / 2) + 1, 9) for side in self.spacing]
-        size = tuple(n * k for n, k in zip(self.size, parts, strict=True))
-        spacing = tuple(side / k for side, k in zip(self.spacing, parts, strict=True))
-        return replace(self, size=size, spacing=spacing), (parts[0], parts[1], parts[2])
+        (d, h, w), (k, m, n) = self.size, parts
+        a, b, c = self.spacing
+        return replace(self, size=(d * k, h * m, w * n), spacing=(a / k, b / m, c / n)), (k, m, n)
 
 
 def acquire(fine: np.ndarray, parts: tuple[int, int, int], blur: float) -> np.ndarray:
@@ -125,11 +125,13 @@ class Field:
         rng: where the noise comes from.
         length: wavelength in mm.
         width: relative bandwidth, such as 0.3 for folds that are evenly spaced.
-        extent: period in mm.
+
+    It repeats itself after 288 mm or twelve wavelengths, whichever is less.
     """
 
-    def __init__(self, rng: np.random.Generator, length: float, *, width: float | None = None, extent: float = 288.0):
-        count = int(np.clip(round(extent / length * 5), 8, 96))
+    def __init__(self, rng: np.random.Generator, length: float, *, width: float | None = None):
+        extent = min(288.0, 12 * length)
+        count = max(round(extent / length * 5), 8)
         self.step = extent / count
         noise = rng.standard_normal((count,) * 3, dtype=np.float32)
         frequency = fft.fftfreq(count, self.step)[:, None, None] ** 2 + fft.fftfreq(count, self.step)[:, None] ** 2
@@ -186,8 +188,8 @@ class Tube:
         squash: what the tube is wider by along x, y and z.
     """
 
-    path: Sequence[Sequence[float]]
-    radii: Sequence[float]
+    path: Sequence[Sequence[float]] | np.ndarray
+    radii: Sequence[float] | np.ndarray
     squash: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     @property
@@ -258,7 +260,7 @@ def smooth_min(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
     return np.minimum(a, b) - near**2 / (4 * width)
 
 
-def smooth_path(path: Sequence[Sequence[float]], steps: int = 5) -> np.ndarray:
+def smooth_path(path: Sequence[Sequence[float]] | Sequence[np.ndarray], steps: int = 5) -> np.ndarray:
     """A finer polyline ``[M, 3]`` through the points of a coarse one (Catmull-Rom)."""
     nodes = np.array(path, dtype=np.float64)
     ends = np.vstack([2 * nodes[0] - nodes[1], nodes, 2 * nodes[-1] - nodes[-2]])

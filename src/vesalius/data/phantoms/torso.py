@@ -11,7 +11,7 @@ who points at the right one can tell. That is what experiments with clicks and b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
@@ -21,8 +21,9 @@ import polars as pl
 from scipy.ndimage import gaussian_filter
 
 from vesalius.data.phantoms.relaxation import Pulse
-from vesalius.data.phantoms.solids import Ellipsoid, Field, Grid, acquire, middle
-from vesalius.data.phantoms.torso_anatomy import NUMBER, STRUCTURES, Torso, torso
+from vesalius.data.phantoms.solids import Field, Grid, acquire, middle
+from vesalius.data.phantoms.torso_anatomy import NUMBER, STRUCTURES, torso
+from vesalius.data.phantoms.torso_lesions import HOSTS, Lesion, check_lesions, grow, label_of
 from vesalius.data.phantoms.volume_files import (
     check_collection,
     write_cases,
@@ -40,50 +41,11 @@ PULSES = {"t1": Pulse(450, 8), "t2": Pulse(3200, 80)}
 """MR weightings."""
 
 
-class Host(TypedDict):
-    """Where and how large tumours of an organ are: mm of radius, depth of the middle in radii, HU and MR contrast."""
-
-    radius: tuple[float, float]
-    depth: float
-    contrast: float
-    percent: float
-    like: str
-
-
-HOSTS: dict[str, Host] = {
-    "liver": {"radius": (8, 22), "depth": 0.8, "contrast": -45, "percent": 55, "like": "liver"},
-    "kidney": {"radius": (8, 20), "depth": 0.2, "contrast": -75, "percent": 25, "like": "right kidney cortex"},
-    "pancreas": {"radius": (7, 13), "depth": 0.5, "contrast": -40, "percent": 40, "like": "pancreas"},
-    "colon": {"radius": (9, 16), "depth": 0.4, "contrast": 15, "percent": 30, "like": "colon wall"},
-}
-"""Organ -> its tumours: ductal carcinoma of the pancreas and most metastases enhance less than what they grow in."""
-
 LABELS = (
     *dict.fromkeys(structure.label for structure in STRUCTURES.values() if structure.label),
     *(f"{organ} tumor" for organ in HOSTS),
 )
 """Names of the label values 1, 2, ...."""
-
-
-@dataclass(frozen=True)
-class Lesion:
-    """A tumour or a look-alike.
-
-    Args:
-        value: in ``instances``.
-        organ: liver, kidney, pancreas or colon.
-        tumor: whether the labels say so; a look-alike belongs to its organ.
-        centre: of the undisturbed anatomy, mm.
-        radius: mm.
-        voxels: how many it has.
-    """
-
-    value: int
-    organ: str
-    tumor: bool
-    centre: tuple[float, float, float]
-    radius: float
-    voxels: int = 0
 
 
 class TorsoVolume(TypedDict):
@@ -144,12 +106,12 @@ def torso_volume(
     """
     if weighting not in ("ct", *PULSES):
         raise ConfigError(f"unknown weighting {weighting!r}", remedy=nearest(weighting, ("ct", *PULSES)))
-    _check_lesions(tumors, radius)
+    check_lesions(tumors, radius)
     grid = replace(Grid.axial(size, spacing, view=VIEW, oblique=oblique), centre=CENTRE)
     fine, parts = grid.finer()
     patient = torso(fine, np.random.default_rng((seed, number, 1)))
     structures = patient.canvas.labels
-    instances, lesions = _grow(patient, tumors, lookalikes, radius, np.random.default_rng((seed, number, 2)))
+    instances, lesions = grow(patient, tumors, lookalikes, radius, np.random.default_rng((seed, number, 2)))
 
     rng = np.random.default_rng((seed, number, 3))
     grain = Field(rng, 9.0)(fine.points()) + 0.6 * rng.standard_normal(fine.size, dtype=np.float32)
@@ -182,7 +144,7 @@ def torso_volume(
     labels = lookup[middle(structures, parts)]
     for one in lesions:
         # A look-alike that has left its organ's outline belongs to the organ all the same.
-        name = f"{one.organ} tumor" if one.tumor else _label_of(one)
+        name = f"{one.organ} tumor" if one.tumor else label_of(one)
         labels[marks == one.value] = LABELS.index(name) + 1
     return {
         "images": image[None].astype(np.float32),
@@ -310,60 +272,6 @@ def mr(
     return _write(Path(out), "mr", n, seed, tumors, organs, classes, format, orientation, workers, options)
 
 
-def _check_lesions(organs: Sequence[str], radius: Sequence[float]) -> None:
-    for organ in organs:
-        if organ not in HOSTS:
-            raise ConfigError(f"no tumours grow in {organ!r}", remedy=nearest(organ, HOSTS))
-    if len(radius) not in (0, 2) or (len(radius) == 2 and not 0 < radius[0] <= radius[1]):
-        raise ConfigError(f"radius = {list(radius)}", remedy="give two numbers of mm, the smaller first")
-
-
-def _grow(
-    patient: Torso, tumors: Sequence[str], lookalikes: int, radius: Sequence[float], rng: np.random.Generator
-) -> tuple[np.ndarray, list[Lesion]]:
-    """Place the lesions apart from one another inside their organs, and paint them with ragged margins."""
-    wanted = [(organ, True) for organ in tumors]
-    wanted += [(organ, False) for organ in dict.fromkeys(tumors) for _ in range(lookalikes)]
-    canvas = patient.canvas
-    instances = np.zeros_like(canvas.labels)
-    lesions: list[Lesion] = []
-    for organ, tumor in wanted:
-        host = HOSTS[organ]
-        solids = patient.hosts[organ]
-        solid = solids[int(rng.integers(len(solids)))]
-        size = float(rng.uniform(*(radius or host["radius"])))
-        seats = rng.uniform(*solid.box, size=(4000, 3)).T.astype(np.float32)
-        depth = -solid(seats)
-        # In the frame of the volume's anatomy, and not where the view ends.
-        good = (depth > min(host["depth"] * size, 0.6 * float(depth.max()))) & (np.abs(seats[2] + 10) < 140)
-        for other in lesions:
-            good &= np.linalg.norm(seats.T - np.array(other.centre), axis=1) > size + other.radius + 4
-        if not good.any():
-            continue  # the organ is full
-        x, y, z = (float(at) for at in seats[:, np.flatnonzero(good)[0]])
-        stretch = rng.uniform(0.85, 1.15, size=3)
-        rough = Field(rng, 1.2 * size)
-        ball = Ellipsoid((x, y, z), (size * stretch[0], size * stretch[1], size * stretch[2]))
-        at = canvas.region(ball.box + np.array([[-1], [1]]) * 0.3 * size)
-        points = canvas.points[(slice(None), *at)]
-        if points.size == 0:
-            continue  # outside the volume
-        names = (*patient.frames[organ], "visceral fat") if organ == "kidney" else patient.frames[organ]
-        inside = ball(points) + 0.12 * size * rough(points) < 0
-        inside &= np.isin(canvas.labels[at], [NUMBER[name] for name in names]) & (instances[at] == 0)
-        value = len(lesions) + 1
-        instances[at][inside] = value
-        lesions.append(Lesion(value, organ, tumor, (x, y, z), size))
-    return instances, lesions
-
-
-def _label_of(lesion: Lesion) -> str:
-    """The class of the organ that a look-alike lies in."""
-    if lesion.organ == "kidney":
-        return "right kidney" if lesion.centre[0] < 0 else "left kidney"
-    return lesion.organ
-
-
 def _hounsfield(agent: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """HU of every structure in this patient, and its unevenness; contrast medium arrives more or less strongly."""
     strength = agent * rng.uniform(0.85, 1.15)
@@ -410,7 +318,7 @@ def _write(
 ) -> pl.DataFrame:
     """Write a collection of CT or MR."""
     check_collection(n, format, orientation, tumors=tumors)
-    _check_lesions(organs, options["radius"])
+    check_lesions(organs, options["radius"])
     for name in classes:
         if name not in LABELS:
             raise ConfigError(f"unknown class {name!r}", remedy=nearest(name, LABELS))
@@ -449,6 +357,7 @@ def _write(
     else:
         columns = {
             "path": cases,
+            "channels": [options.get("weighting", kind)] * n,
             "mask": [f"labels/{case}.nii.gz" for case in cases],
             "mask_classes": [";".join(named)] * n,
             "group": [_identity(kind, seed, number) for number in range(1, n + 1)],

@@ -205,7 +205,7 @@ def _wall(canvas: Canvas, rng: np.random.Generator) -> Joined:
     chest = (inside > 1) & (above > 0) & (z > -25)
     labels[chest] = np.where(x < 0, NUMBER["right lung"], NUMBER["left lung"])[chest]
     tree = np.abs(Field(rng, 26.0, width=0.35)(canvas.points)) + np.abs(Field(rng, 26.0, width=0.35)(canvas.points))
-    labels[chest & (tree < 0.22)] = NUMBER["lung vessel"]
+    labels[chest & (tree < 0.3)] = NUMBER["lung vessel"]
     labels[chest & (np.abs(x - 4) < 24 - 0.1 * (y + 20)) & (y > -110)] = NUMBER["visceral fat"]
     labels[(inside > 0) & (np.abs(above + 1.5) < 1.6) & (z > -40)] = NUMBER["diaphragm"]
     canvas.paint(NUMBER["visceral fat"], Ellipsoid((16, -82, 102), (68, 56, 52)), over=_numbers("lung"))
@@ -249,6 +249,11 @@ def _spine(canvas: Canvas) -> None:
         canvas.paint(NUMBER["spongy bone"], block, grow=-2, change=_flat(z, 10.5))
     canal = smooth_path([(0, 0 + 0.22 * z - 0.0004 * z * z, z) for z in range(-190, 191, 38)])
     canvas.paint(NUMBER["spinal canal"], Tube(canal, np.full(len(canal), 8.0), squash=(1.25, 1, 1)))
+
+
+def _uneven(pyramids: Field) -> Change:
+    """Roughens the border between cortex and medulla."""
+    return lambda points, distance: distance + 2.2 * np.maximum(pyramids(points), -0.6)
 
 
 def _flat(z: float, half: float) -> Change:
@@ -300,8 +305,8 @@ def _spleen(canvas: Canvas, dome: Joined, near: _Near) -> None:
 def _kidneys(canvas: Canvas, near: _Near) -> tuple[Solid, ...]:
     """Cortex around pyramids, fat and pelvis in the sinus, each in its own fat; the adrenal glands above."""
     made: list[Solid] = []
-    for name, sign, z in (("right", -1, -38), ("left", 1, -24)):
-        x, y, z = near((sign * 66, -4, z), 5.0)
+    for name, sign, level in (("right", -1, -38), ("left", 1, -24)):
+        x, y, z = near((sign * 66, -4, level), 5.0)
         radii = near.sized((27, 28, 53), 0.08)
         turn = (10.0, sign * -12.0, sign * 25.0)
         kidney = Ellipsoid((x, y, z), radii, turn)
@@ -311,9 +316,7 @@ def _kidneys(canvas: Canvas, near: _Near) -> tuple[Solid, ...]:
         canvas.paint(NUMBER[f"{name} kidney cortex"], kidney)
         inner = Ellipsoid((x, y, z), (radii[0] - 7, radii[1] - 7, radii[2] - 8), turn)
         pyramids = Field(near.rng, 19.0, width=0.35)
-        canvas.paint(
-            NUMBER[f"{name} kidney medulla"], inner, change=lambda p, d, f=pyramids: d + 2.2 * np.maximum(f(p), -0.6)
-        )
+        canvas.paint(NUMBER[f"{name} kidney medulla"], inner, change=_uneven(pyramids))
         sinus = Ellipsoid((x - sign * 15, y - 6, z), (17, 10, 25), turn)
         canvas.paint(NUMBER["visceral fat"], sinus)
         pelvis = Tube(
@@ -369,7 +372,7 @@ def _colon(canvas: Canvas, rng: np.random.Generator) -> Tube:
         (-50, -122, -72),
         (8, -128, -84),
     )
-    rest = ((58, -122, -60), (98, -88, -16), (116, -52, -8), (120, -40, -60), (120, -44, -120), (104, -60, -190))
+    rest = ((58, -110, -60), (98, -88, -16), (116, -52, -8), (120, -40, -60), (120, -44, -120), (104, -60, -190))
     path = smooth_path([np.array(p) + rng.uniform(-6, 6, size=3) for p in (*corners, *rest)], steps=7)
     radii = np.interp(np.linspace(0, 11, len(path)), (0, 4, 7, 11), (24, 20, 18, 15))
     colon = Tube(path, radii * rng.uniform(0.85, 1.1) * (1 + 0.09 * np.sin(np.arange(len(path)) * 2.4)))
@@ -386,11 +389,11 @@ def _colon(canvas: Canvas, rng: np.random.Generator) -> Tube:
 
 def _bowel(canvas: Canvas, rng: np.random.Generator) -> None:
     """Coils of small bowel in the middle of the lower abdomen."""
-    for _ in range(13):
-        at = np.array((rng.uniform(-75, 85), rng.uniform(-118, -60), rng.uniform(-190, -60)))
+    for _ in range(15):
+        at = np.array((rng.uniform(-75, 85), rng.uniform(-118, -60), rng.uniform(-190, -45)))
         path = [at]
         for _ in range(6):
-            at = np.clip(at + rng.normal(0, 32, size=3), (-88, -128, -200), (98, -58, -48))
+            at = np.clip(at + rng.normal(0, 32, size=3), (-88, -128, -200), (98, -58, -36))
             path.append(at)
         nodes = smooth_path(path)
         coil = Tube(nodes, 11.5 + 1.5 * np.sin(np.arange(len(nodes))))
@@ -402,7 +405,7 @@ def _vessels(canvas: Canvas) -> None:
     """Aorta with coeliac trunk, mesenteric and renal arteries, vena cava with renal veins, portal and splenic vein."""
     over = _numbers("visc", "liver", "lung", "pancr", "duod", "bowel", "diaph", "hepatic", "muscle")
 
-    def paint(name: str, path: Sequence[Sequence[float]], radii: Sequence[float]) -> None:
+    def paint(name: str, path: Sequence[tuple[float, float, float]], radii: Sequence[float]) -> None:
         nodes = smooth_path(path)
         along = np.interp(np.linspace(0, 1, len(nodes)), np.linspace(0, 1, len(radii)), radii)
         canvas.paint(NUMBER[name], Tube(nodes, along), over=over)

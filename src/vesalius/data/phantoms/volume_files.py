@@ -13,7 +13,7 @@ import nibabel
 import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from vesalius.data.progress import track
 from vesalius.errors import ConfigError, nearest
@@ -158,7 +158,7 @@ def write_dataset_json(
     write_text(folder / "dataset.json", json.dumps(text, indent=1) + "\n")
 
 
-def _uid(*words: str) -> str:
+def _uid(*words: str) -> UID:
     return generate_uid(entropy_srcs=list(words))
 
 
