@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vesalius.data.progress import track
 from vesalius.errors import VesaliusError
 from vesalius.tasks.metrics import (
     batch_overlap,
@@ -71,7 +72,7 @@ def bootstrap(
     values = np.array(
         [
             score(np.concatenate([members[g] for g in generator.integers(len(members), size=len(members))]))
-            for _ in range(draws)
+            for _ in track(range(draws), draws, "drawing intervals")
         ]
     )
     kept = values[~np.isnan(values)]

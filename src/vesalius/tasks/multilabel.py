@@ -154,8 +154,10 @@ class Ranking:
         edge = np.ones((n + 1, k), bool)  # between different probabilities; equal ones share a rank
         edge[1:-1] = ordered[1:] != ordered[:-1]
         rows = np.arange(n)[:, None]
-        self._first = np.maximum.accumulate(np.where(edge[:-1], rows, 0), axis=0)
-        self._last = np.minimum.accumulate(np.where(edge[1:], rows, n)[::-1], axis=0)[::-1]
+        first = np.maximum.accumulate(np.where(edge[:-1], rows, 0), axis=0)
+        last = np.minimum.accumulate(np.where(edge[1:], rows, n)[::-1], axis=0)[::-1]
+        self._at = np.nonzero(self._positive)  # both scores are sums over the positives
+        self._first, self._last = (first[self._at], self._at[1]), (last[self._at], self._at[1])
 
     def average_precision(self, weights: NDArray[np.floating] | None = None) -> NDArray[np.float64]:
         """Non-interpolated average precision ``[K]``, NaN for a class without positives or negatives.
@@ -164,17 +166,21 @@ class Ranking:
             weights: ``[N]`` of the images, such as how often a bootstrap draw holds each; 1 by default.
         """
         tp, fp = self._weighted(weights)
-        hits, calls = (np.take_along_axis(x.cumsum(0), self._last, 0) for x in (tp, tp + fp))
-        return np.where(
-            fp.sum(0) > 0, ratio((tp * np.divide(hits, np.maximum(calls, 1e-12))).sum(0), tp.sum(0)), np.nan
-        )
+        hits, alarms = tp.cumsum(0), fp.cumsum(0)
+        precision = ratio(hits[self._last], hits[self._last] + alarms[self._last])
+        return np.where(alarms[-1] > 0, ratio(self._summed(tp, np.nan_to_num(precision)), hits[-1]), np.nan)
 
     def auroc(self, weights: NDArray[np.floating] | None = None) -> NDArray[np.float64]:
         """Area under the ROC curve ``[K]``, NaN for a class without positives or negatives; see `average_precision`."""
         tp, fp = self._weighted(weights)
-        reached = fp.cumsum(0)
-        above = np.take_along_axis(reached - fp, self._first, 0) + np.take_along_axis(reached, self._last, 0)
-        return 1 - ratio((tp * above).sum(0) / 2, tp.sum(0) * fp.sum(0))
+        alarms = fp.cumsum(0)
+        above = (alarms[self._first] - fp[self._first] + alarms[self._last]) / 2  # equal ones count half
+        return 1 - ratio(self._summed(tp, above), tp.sum(0) * alarms[-1])
+
+    def _summed(self, tp: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Class by class the sum of `values`, one a positive, by the positives' weights."""
+        sums = np.bincount(self._at[1], tp[self._at] * values, minlength=tp.shape[1])
+        return sums.astype(np.float64)
 
     def _weighted(self, weights: NDArray[np.floating] | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if weights is None:
