@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vesalius.adapt.adaptation import Adaptation
 from vesalius.adapt.networks import collapse_run, load_task
 from vesalius.data.index import index
 from vesalius.data.phantoms.ultrasound import ultrasound
@@ -147,6 +148,29 @@ def test_a_timm_trunk_is_made_again_and_a_random_one_is_stored_whole(table: Path
     assert torch.equal(network.encoder.cls_token, other.encoder.cls_token)
     adapt_backbone("ept", out=tmp_path / "random", backbone="random:usfm", **options, **QUICK)
     assert "trunk" not in load_task(tmp_path / "random")[1].extra
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_broken_off_run_of_few_labels_goes_on_without_a_copy_of_its_trunk(
+    ema: float, table: Path, usfm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    options = {"backbone": str(usfm), "data": table, "task": "classification", "steps": 6, "ema": ema, "lr": 0.1}
+    adapt_backbone("ept", out=tmp_path / "whole", **options, **QUICK)
+
+    def broken(self: Adaptation, batch: dict, batch_idx: int) -> torch.Tensor:
+        if self.trainer.global_step == 4:
+            raise KeyboardInterrupt
+        return self.task.loss(self.task(batch["image"]), batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Adaptation, "training_step", broken)
+        with pytest.raises(VesaliusError, match="interrupted at step 4"):
+            adapt_backbone("ept", out=tmp_path / "broken", **options, **QUICK)
+    checkpoint = torch.load(tmp_path / "broken" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert not any(name.endswith("mlp.fc1.weight") for name in checkpoint["state_dict"])
+    adapt_backbone("ept", out=tmp_path / "broken", resume=True, **options, **QUICK)
+    one, other = (load_file(tmp_path / run / "weights.safetensors") for run in ("whole", "broken"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_collapsed_prompts_give_the_same_outputs_from_a_smaller_file(table: Path, usfm: Path, tmp_path: Path):

@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from vesalius.adapt.networks import trained
 from vesalius.data.contract import InputContract
 from vesalius.data.datasets import EvalView, TrainView
 from vesalius.nn.encoder import Encoder
@@ -103,6 +104,9 @@ FEW_LABELS = {
 }
 """Preset -> hyper-parameters of classification by every method but `full`: EPT's configurations."""
 
+_STATES = {"state_dict", "current_model_state"}
+"""Of a checkpoint: the weights, and with a moving average those beside it."""
+
 
 def for_fine_tuning(encoder: Encoder, drop_path: float) -> Encoder:
     """The same network with stochastic depth, and with a table of relative positions for every block.
@@ -186,6 +190,18 @@ class Adaptation(L.LightningModule):
         """See `ValidationScores`."""
         for name, value in self._scores.compute().items():
             self.log(f"val/{name}", value)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out a trunk that does not change: it is opened again when the run is continued."""
+        if self.method != "full":
+            kept = {f"task.{name}" for name in trained(self.task, self.method)}
+            for part in _STATES & checkpoint.keys():
+                checkpoint[part] = {name: value for name, value in checkpoint[part].items() if name in kept}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Complete the state with the trunk."""
+        for part in _STATES & checkpoint.keys():
+            checkpoint[part] = {**self.state_dict(), **checkpoint[part]}
 
     def configure_optimizers(self) -> Any:
         """The optimiser and its schedule over `total_steps` steps; the head takes the full learning rate."""

@@ -18,7 +18,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vesalius.errors import ConfigError, VesaliusError
 from vesalius.training.callbacks import AtomicCheckpoints, Bar, Checkpoints, Curve, Steps, read_metrics
@@ -141,7 +142,8 @@ def fit(
     if run is not None:
         callbacks.append(Checkpoints(run, every=config.save_every, monitor=monitor, resume=resumed))
     if config.ema:
-        callbacks.append(EMAWeightAveraging(decay=config.ema))
+        # as a linear interpolation, so that what does not move stays as it is, to the last bit
+        callbacks.append(WeightAveraging(use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(config.ema)))
     if progress and is_first_process():
         title = "training" if run is None else run.path.name
         callbacks.append(Bar(curve, steps=config.steps, images=config.images_per_step, title=title))
@@ -206,6 +208,7 @@ def _finished(module: LightningModule, run: RunFolder, config: TrainConfig) -> b
     checkpoint = AtomicCheckpoints().load_checkpoint(run.last)
     if checkpoint["global_step"] < config.steps:
         return False
+    module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
     return True
 
@@ -216,6 +219,7 @@ def load_best(module: LightningModule, out: str | Path) -> float | None:
     if not run.best.exists():
         return None
     checkpoint = AtomicCheckpoints().load_checkpoint(run.best)
+    module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
     return float(checkpoint["global_step"])
 
