@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -87,8 +87,7 @@ def compare_steps(
     sizes: Mapping[str, tuple[Any, int]],
     sides: Callable[[Any, int], dict[str, Callable[[], Callable[[], object]]]],
     *,
-    peer: str,
-    labels: Mapping[str, str],
+    pairs: Sequence[tuple[str, str, str]],
 ) -> None:
     """The command line of a benchmark of training steps: time the sides in turns, take their memory apart.
 
@@ -97,15 +96,14 @@ def compare_steps(
         description: of its help.
         sizes: name -> configuration and batch.
         sides: (configuration, batch) -> what builds each side's step.
-        peer: the side that is not ours.
-        labels: our side -> what its row calls the peer.
+        pairs: (our side, the other one, what the row calls it).
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--size", choices=sizes, default="small")
     parser.add_argument("--batch", type=int, help="images a step")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--only", choices=(*labels, peer))
+    parser.add_argument("--only", choices=dict.fromkeys(name for pair in pairs for name in pair[:2]))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -123,7 +121,7 @@ def compare_steps(
     words = ("--size", options.size, "--batch", str(batch), "--threads", str(options.threads))
     memory = {name: fresh(file, *words, "--only", name)[0]["mb"] for name in build}
     rows = []
-    for name, label in labels.items():
+    for name, peer, label in pairs:
         work = f"{name} step, batch {batch}"
         rows.append(Row(work, label, "ms", 1e3 * seconds[name], 1e3 * seconds[peer], options.repeats))
         rows.append(Row(f"{work}: peak memory", label, "MB", memory[name], memory[peer], 1))
@@ -165,7 +163,7 @@ def machine() -> list[str]:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         model = names[0] if names else model
-    packages = ("torch", "timm", "lightly", "lightning", "pillow", "pydicom", "numpy")
+    packages = ("torch", "timm", "lightly", "lightning", "peft", "pillow", "pydicom", "numpy")
     return [
         f"- Processor: {model}, {os.cpu_count()} cores; {platform.system()} {platform.machine()}",
         f"- Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages),

@@ -106,6 +106,5 @@ if __name__ == "__main__":
         __doc__.splitlines()[0],
         SIZES,
         sides,
-        peer="lightly",
-        labels={"mae": "lightly MAE", "deblurring": "lightly MAE (plain)"},
+        pairs=[("mae", "lightly", "lightly MAE"), ("deblurring", "lightly", "lightly MAE (plain)")],
     )

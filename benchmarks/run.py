@@ -33,6 +33,7 @@ def main() -> None:
     for title, script, words in (
         *((f"MAE pre-training step, {size}", "pretrain_step.py", ("--size", size)) for size in sizes),
         *((f"USFM pre-training step, {size}", "usfm_step.py", ("--size", size)) for size in sizes),
+        *((f"Step with few labels on a frozen trunk, {size}", "ept_step.py", ("--size", size)) for size in sizes),
         ("Reading and loading", "reader.py", ()),
     ):
         print(f"\n{title}", flush=True)

@@ -102,6 +102,5 @@ if __name__ == "__main__":
         __doc__.splitlines()[0],
         SIZES,
         sides,
-        peer="timm",
-        labels={"spatial": "timm BEiT + SimMIM", "dual": "timm BEiT + SimMIM (spatial)"},
+        pairs=[("spatial", "timm", "timm BEiT + SimMIM"), ("dual", "timm", "timm BEiT + SimMIM (spatial)")],
     )

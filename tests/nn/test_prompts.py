@@ -11,6 +11,7 @@ import torch
 from vesalius.errors import ConfigError
 from vesalius.nn.convvit import ConvViT, ConvViTConfig
 from vesalius.nn.encoder import Encoder
+from vesalius.nn.extra_key import channel_attention, extra_key_attention
 from vesalius.nn.prompts import (
     EmbeddedPrompt,
     PromptedAttention,
@@ -57,7 +58,7 @@ def image():
 
 
 @pytest.mark.parametrize("mode", ["concat", "scaled_concat"])
-@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("biased", ["no", "frozen", "learned"])
 @pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_the_fast_form_is_the_published_concatenation(mode, biased, kind, tolerance):
     torch.manual_seed(0)
@@ -65,12 +66,13 @@ def test_the_fast_form_is_the_published_concatenation(mode, biased, kind, tolera
     torch.nn.init.normal_(prompt.prompt, std=2)
     attention = PromptedAttention(tiny(width=24).blocks[0].attn.to(kind), prompt)
     attention.proj = torch.nn.Identity()
-    bias = torch.randn(1, 2, 10, 10, dtype=kind, requires_grad=True) if biased else None
+    learns = biased == "learned"  # takes the other of the two forms
+    bias = None if biased == "no" else torch.randn(1, 2, 10, 10, dtype=kind, requires_grad=learns)
     results = []
     for literal in (False, True):
         x = torch.randn(2, 10, 24, dtype=kind, generator=torch.Generator().manual_seed(1)).requires_grad_()
         prompt.prompt.grad = None
-        if biased:
+        if learns:
             bias.grad = None
         if literal:
             q, k, v = attention.qkv(x).unflatten(2, (3, 2, 12)).permute(2, 0, 3, 1, 4)
@@ -78,9 +80,17 @@ def test_the_fast_form_is_the_published_concatenation(mode, biased, kind, tolera
         else:
             y = attention(x, attn_mask=bias)
         (y * torch.arange(24)).sum().backward()
-        results.append([y, x.grad, prompt.prompt.grad.clone(), *([bias.grad.clone()] if biased else [])])
+        results.append([y, x.grad, prompt.prompt.grad.clone(), *([bias.grad.clone()] if learns else [])])
     for ours, theirs in zip(*results, strict=True):
         assert (ours - theirs).norm() / theirs.norm() < tolerance
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (1, 1, 1, 6), (2, 1, 6, 6), (1, 3, 6, 6)])
+def test_both_forms_take_masks_of_every_shape(shape):
+    q, k, v = torch.randn(3, 2, 3, 6, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+    logits, mask = torch.randn(3, 6), torch.randn(shape)
+    fused = extra_key_attention(q, k, v, logits, mask=mask, scale=0.3)
+    torch.testing.assert_close(fused, channel_attention(q, k, v, logits, mask=mask, dropout=0.0, scale=0.3))
 
 
 def test_a_boolean_mask_hides_keys_but_not_the_prompts():

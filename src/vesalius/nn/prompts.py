@@ -1,10 +1,8 @@
 """Prompts that are put into a transformer which stays as it is: logits in its attention (EPT), tokens in front (VPT).
 
 Embedded prompts (Zu 2024) join every query's softmax and are then dropped. Published, that is a concatenation of
-`length` columns to the materialised attention; here it is one extra key of zero value, the same numbers through
-`scaled_dot_product_attention`. The key's logit depends on the query, so it cannot be a mask without giving a mask a
-gradient, which the fused kernels refuse: it is one more channel instead, ``[q, logit]`` against the keys ``[k, 0]`` and
-the extra key ``[0, 1]``.
+`length` columns to the materialised attention; here it is one extra key of zero value, the same numbers at the price of
+plain attention (`vesalius.nn.extra_key`).
 """
 
 from __future__ import annotations
@@ -15,11 +13,11 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vesalius.errors import ConfigError, nearest
 from vesalius.nn.encoder import Encoder
+from vesalius.nn.extra_key import extra_key_attention
 from vesalius.nn.positions import resize_absolute
 
 Mode = Literal["concat", "scaled_concat"]
@@ -133,45 +131,6 @@ class PromptedAttention(nn.Module):
         if self.prompt.mode == "concat":
             return self.prompt.logits(q.shape[-2])
         return self.prompt.logits(q.shape[-2], _spread(q @ k.transpose(-2, -1) * self.scale))
-
-
-def extra_key_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    logits: Tensor,
-    *,
-    mask: Tensor | None = None,
-    dropout: float = 0.0,
-    scale: float | None = None,
-) -> Tensor:
-    """Attention with one more key, of zero value, that query i meets with ``logits[..., i]`` (any mask aside).
-
-    Args:
-        q, k, v: ``[B, heads, T, d]``.
-        logits: broadcastable to ``[B, heads, T]``.
-        mask: additive or boolean, broadcastable to ``[B, heads, T, T]``.
-        dropout: of the attention weights.
-        scale: of the scores, None for 1 / sqrt(d).
-
-    Returns:
-        ``[B, heads, T, d]``.
-
-    >>> q, k, v = torch.randn(3, 1, 2, 4, 8).unbind(0)
-    >>> none = extra_key_attention(q, k, v, torch.full((4,), -100.0))
-    >>> torch.allclose(none, F.scaled_dot_product_attention(q, k, v), atol=1e-6)
-    True
-    """
-    width = q.shape[-1]
-    scale = width**-0.5 if scale is None else scale
-    column = (logits / scale).to(q.dtype).unsqueeze(-1)
-    q = torch.cat([q, column.expand(*q.shape[:-1], 1)], dim=-1)
-    k = F.pad(k, (0, 1, 0, 1))
-    k[..., -1, -1] = 1.0
-    v = F.pad(v, (0, 1, 0, 1))
-    if mask is not None:
-        mask = F.pad(mask, (0, 1), value=mask.dtype == torch.bool)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)[..., :width]
 
 
 def literal_attention(
