@@ -55,7 +55,8 @@ def evaluate(
     """Score a run on patients that it has not seen, with 95 % intervals over patients.
 
     An adapted run is scored at the images' own sizes. A backbone is scored by a classifier on its frozen features,
-    trained on the table's training images. Writes results.json and cases.csv (one row an image).
+    trained on the table's training images. Where images have any number of labels, classes are scored on the images
+    in which they were looked for. Writes results.json and cases.csv (one row an image).
 
     Args:
         run: a run folder; for linear_probe and knn any backbone as of `adapt`.
