@@ -49,7 +49,7 @@ def read_mask(row: Mapping[str, Any]) -> np.ndarray:
         values = read_values(path, row.get("frame"))
         if list(values.shape) != list(row["size"]):
             raise shape_error(path, values.shape, Path(row["path"]), row["size"])
-        parts.append(_classes(values, max(len(row["mask_classes"]), 1), path))
+        parts.append(classes_of(values, max(len(row["mask_classes"]), 1), path))
     return np.maximum.reduce(parts)
 
 
@@ -141,7 +141,17 @@ def fill_ellipse(outline: np.ndarray, path: Path) -> np.ndarray:
     return terms(*np.indices(outline.shape)) @ conic <= 1
 
 
-def _classes(values: np.ndarray, count: int, path: Path) -> np.ndarray:
+def classes_of(values: np.ndarray, count: int, path: Path) -> np.ndarray:
+    """Stored values as classes, uint8 of the same shape; see `read_mask`.
+
+    Args:
+        values: as stored.
+        count: of classes.
+        path: the file, for the error.
+
+    Raises:
+        VesaliusError: there are values beyond the classes.
+    """
     found = np.unique(values)
     if count == 1:
         if len(found) == 1:

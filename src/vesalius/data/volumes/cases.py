@@ -70,11 +70,7 @@ def probe_case(paths: Sequence[str | Path], channels: Sequence[str] = ()) -> tup
     headers: list[Header] = []
     files: list[Path] = []
     for path in map(Path, paths):
-        header = None if path.is_dir() else probe(path)
-        if header is None or header.modality is not None:  # only DICOM has one
-            header, parts = probe_series(path)
-        else:
-            parts = (path,)
+        header, parts = (probe(path), (path,)) if is_nifti(path) else probe_series(path)
         headers.append(header)
         files += parts
     first = headers[0]
@@ -88,6 +84,11 @@ def probe_case(paths: Sequence[str | Path], channels: Sequence[str] = ()) -> tup
     return first, tuple(files)
 
 
+def is_nifti(path: Path) -> bool:
+    """Whether a volume is a file of its own, by its name; else it is a DICOM series."""
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
+
 def case_of(row: Mapping[str, Any]) -> Image:
     """The image of a table's row; see `read_case`."""
     frame = row.get("frame")
@@ -98,7 +99,7 @@ def case_of(row: Mapping[str, Any]) -> Image:
 
 def _check_volumes(path: Path, channels: Sequence[str]) -> None:
     """A 4-D file holds as many volumes as there are names; without names it must not be 4-D."""
-    volumes, meant = 1 if path.is_dir() else probe(path).volumes, max(len(channels), 1)
+    volumes, meant = probe(path).volumes if is_nifti(path) else 1, max(len(channels), 1)
     if volumes != meant:
         found = f"is 4-D, with {volumes} volumes" if volumes > 1 else "holds one volume"
         raise UnreadableImage(

@@ -60,6 +60,15 @@ class Grid:
         back = np.flip(back, self._flipped)
         return np.ascontiguousarray(back.transpose(np.argsort(self.order)))
 
+    def ends(self, image: Image) -> np.ndarray:
+        """``[3, 2]``, LPS mm of the first and the last voxel along the network's axes, of the image that it is for."""
+        assert image.affine is not None
+        ends = np.array([[0, side - 1] for side in self.source])
+        ends[list(self._flipped)] = ends[list(self._flipped), ::-1]
+        voxels = ends[np.argsort(self.order)]
+        place: np.ndarray = (image.affine @ np.vstack([voxels[::-1], np.ones(2)]))[:3]
+        return place
+
     @property
     def _flipped(self) -> tuple[int, ...]:
         return tuple(axis for axis in range(3) if self.flip[axis])
