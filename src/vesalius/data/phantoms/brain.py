@@ -12,26 +12,24 @@ the cortex; it pushes the brain aside.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import polars as pl
-from scipy.ndimage import distance_transform_edt, map_coordinates
+from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
 from vesalius.data.phantoms.brain_anatomy import BRAIN, NUMBER, TISSUES, Head, head
+from vesalius.data.phantoms.brain_lesions import LESION_LABELS, Glioma
 from vesalius.data.phantoms.relaxation import Pulse, Tissue
-from vesalius.data.phantoms.solids import Field, Grid, Points, acquire, middle, warped
+from vesalius.data.phantoms.solids import Field, Grid, acquire, middle, warped
 from vesalius.data.phantoms.volume_files import check_collection, write_cases, write_nifti, write_series
 from vesalius.errors import ConfigError, nearest
 from vesalius.files import atomic, output_folder
 from vesalius.images import Image, read
 
-LESION_LABELS = {"necrotic core": 1, "oedema": 2, "enhancing tumour": 4}
-"""The values of the lesions' label file, as in BraTS 2017 to 2021."""
 CONTRASTS = ("mri", "random")
 HEAD_VIEW, BRAIN_VIEW = (225.0, 240.0, 200.0), (176.0, 192.0, 160.0)
 """mm along (D, H, W) of a volume whose spacing is not given."""
@@ -112,7 +110,7 @@ def brain_volume(
 
     if label_map is None:
         person = Head.draw(rng)
-        gliomas = [_Glioma.draw(np.random.default_rng((seed, number, 10 + k))) for k in range(lesions)]
+        gliomas = [Glioma.draw(np.random.default_rng((seed, number, 10 + k))) for k in range(lesions)]
         if gliomas:
             first = gliomas[0]
             person = Head(person.scale, person.ventricles, person.sulci, (*first.centre, first.radius))
@@ -124,7 +122,7 @@ def brain_volume(
         room = white = tissues > 0
         seats = fine.points()
         gliomas = [
-            _Glioma.draw(np.random.default_rng((seed, number, 10 + k)), seats, room, fine.spacing)
+            Glioma.draw(np.random.default_rng((seed, number, 10 + k)), seats, room, fine.spacing)
             for k in range(lesions if room.any() else 0)
         ]
     marks = np.zeros(fine.size, dtype=np.uint8)
@@ -234,50 +232,6 @@ def brain(
         with atomic(out / "index.csv") as temporary:
             _list(table["case"].to_list(), seed, channels, lesions > 0).write_csv(temporary)
     return table
-
-
-@dataclass(frozen=True)
-class _Glioma:
-    """Centre and radius in mm of the enhancing rim, share of it that is necrotic, mm of oedema; its own generator."""
-
-    centre: tuple[float, float, float]
-    radius: float
-    core: float
-    oedema: float
-    rng: np.random.Generator
-
-    @classmethod
-    def draw(
-        cls,
-        rng: np.random.Generator,
-        points: Points | None = None,
-        room: np.ndarray | None = None,
-        spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
-    ) -> _Glioma:
-        """One in a lobe of the built-in brain, or at one of `points` deep inside `room`."""
-        side = rng.choice((-1, 1))
-        radius = float(rng.uniform(8, 18))
-        if points is None or room is None:
-            angle = rng.uniform(0, 2 * np.pi)
-            centre = (side * rng.uniform(24, 36), 44 * np.sin(angle) * rng.uniform(0.4, 1), rng.uniform(8, 38))
-        else:
-            depth = distance_transform_edt(room, sampling=spacing)
-            at = rng.choice(np.flatnonzero(depth >= min(radius, 0.7 * depth.max())))
-            centre = tuple(points.reshape(3, -1)[:, at])
-        x, y, z = (float(value) for value in centre)
-        return cls((x, y, z), radius, float(rng.uniform(0.6, 0.8)), float(rng.uniform(7, 16)), rng)
-
-    def paint(self, marks: np.ndarray, points: Points, room: np.ndarray, white: np.ndarray) -> None:
-        """Add its parts to `marks`, in the brain only; oedema keeps to white matter."""
-        offset = points - np.array(self.centre, dtype=np.float32).reshape(3, 1, 1, 1)
-        rough, fringe, rim = Field(self.rng, 22.0), Field(self.rng, 16.0), Field(self.rng, 9.0)
-        distance = np.sqrt((offset**2).sum(0)) * (1 + 0.18 * rough(offset)) - self.radius
-        near = distance < self.oedema * (1 + 0.45 * fringe(offset))
-        marks[near & (marks == 0) & room & (white | (distance < 1.5))] = LESION_LABELS["oedema"]
-        room = room | (distance < -1.5)
-        marks[(distance < 0) & room] = LESION_LABELS["enhancing tumour"]
-        inner = -(1 - self.core) * self.radius * (1 + 0.3 * rim(offset))
-        marks[(distance < np.minimum(inner, -1.0)) & room] = LESION_LABELS["necrotic core"]
 
 
 def _check_contrast(contrast: str, channels: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ TISSUES = {
     "air": Tissue(0.0, 1000, 100),
     "csf": Tissue(1.0, 4200, 1700),
     "gray matter": Tissue(0.82, 1350, 95),
-    "white matter": Tissue(0.70, 840, 72),
+    "white matter": Tissue(0.70, 900, 72),
     "deep gray matter": Tissue(0.78, 1130, 80),
     "pallidum": Tissue(0.74, 980, 62),
     "skull": Tissue(0.08, 800, 12),

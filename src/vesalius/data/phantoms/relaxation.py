@@ -9,7 +9,10 @@ import numpy as np
 
 
 class Tissue(NamedTuple):
-    """What decides a tissue's grey value; typical values between 1.5 and 3 T.
+    """What decides a tissue's grey value.
+
+    The phantoms' values are typical ones between 1.5 and 3 T, within the ranges of Stanisz et al. (2005,
+    doi:10.1002/mrm.20605) for the brain and de Bazelaire et al. (2004, doi:10.1148/radiol.2303021331) for the abdomen.
 
     Args:
         density: protons, water = 1.

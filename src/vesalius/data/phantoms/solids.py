@@ -19,6 +19,8 @@ from vesalius.errors import ConfigError
 Points = np.ndarray
 """``[3, ...]`` float32: x, y, z in mm."""
 Change = Callable[[Points, np.ndarray], np.ndarray]
+LEAST = 4
+"""Voxels that a side of a volume must have."""
 PIECE = 4
 """Segments of a tube that are painted at a time."""
 
@@ -48,7 +50,6 @@ class Grid:
         *,
         view: tuple[float, float, float],
         oblique: float = 0.0,
-        least: int = 16,
     ) -> Grid:
         """An axial grid, tilted by `oblique` degrees about an axis that is none of the patient's.
 
@@ -57,14 +58,13 @@ class Grid:
             spacing: mm along (D, H, W), one number for all three, or empty: so that the volume spans `view`.
             view: mm along (D, H, W).
             oblique: degrees.
-            least: voxels that a side must have.
 
         Raises:
             ConfigError: a size or spacing that no volume can have.
         """
         sides = _three(size, "size")
-        if min(sides) < least:
-            raise ConfigError(f"size = {list(sides)}", remedy=f"give one or three numbers of {least} or more")
+        if min(sides) < LEAST:
+            raise ConfigError(f"size = {list(sides)}", remedy=f"give one or three numbers of {LEAST} or more")
         d, h, w = (int(side) for side in sides)
         steps = _three(spacing, "spacing") if len(spacing) else (view[0] / d, view[1] / h, view[2] / w)
         if min(steps) <= 0:
@@ -175,7 +175,8 @@ class Ellipsoid:
             local = np.tensordot(turn.T, local, axes=1)
         level = np.sqrt(((local / radii) ** 2).sum(0))
         slope = np.sqrt(((local / radii**2) ** 2).sum(0))
-        return level * (level - 1) / np.maximum(slope, 1e-3)
+        ratio = np.divide(level, slope, out=np.full_like(level, min(self.radii)), where=slope > 1e-6)
+        return ratio * (level - 1)
 
 
 @dataclass(frozen=True)
