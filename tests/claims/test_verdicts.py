@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from vesalius.claims.verdicts import Comparison, Metric, judge, summarise
@@ -7,7 +8,7 @@ from vesalius.claims.verdicts import Comparison, Metric, judge, summarise
 METRICS = {"dice": Metric("Dice"), "error": Metric("error", higher=False), "dice_all": Metric("Dice, all")}
 
 
-def verdict(ours: list[float], theirs: list[float], metric: str = "dice") -> dict:
+def verdict(ours: list, theirs: list, metric: str = "dice") -> dict:
     values = {"a": [{metric: x} for x in ours], "b": [{metric: x} for x in theirs]}
     return judge(Comparison("A", "a beats b", metric, "a", "b"), METRICS, values)
 
@@ -25,6 +26,21 @@ def verdict(ours: list[float], theirs: list[float], metric: str = "dice") -> dic
 )
 def test_rule(ours, expected):
     assert verdict(ours, [0.6] * len(ours))["verdict"] == expected
+
+
+@pytest.mark.parametrize(
+    ("gains", "expected"),
+    [
+        ([[0.1, 0.0], [0.1, 0.0], [0.1, 0.0]], "held"),
+        ([[-0.1, 0.0], [-0.1, 0.0], [-0.1, 0.0]], "lost"),
+        ([[0.2, 0.2], [0.2, 0.2], [0.1, -0.1]], "not held"),  # nothing in one seed
+        ([[0.5, -0.4], [0.5, -0.4], [0.5, -0.4]], "not held"),  # the mean is within its standard error
+    ],
+)
+def test_rule_of_draws(gains, expected):
+    result = verdict([[0.6 + gain for gain in seed] for seed in gains], [[0.6, 0.6]] * 3)
+    assert result["verdict"] == expected
+    assert result["se"] == pytest.approx(np.std(gains, ddof=1) / np.sqrt(6))
 
 
 def test_less_may_be_better():
@@ -54,3 +70,10 @@ def test_summary():
     assert summary["a"]["dice"]["mean"] == pytest.approx(0.6)
     assert summary["a"]["dice"]["sd"] == pytest.approx(0.1414, abs=1e-4)
     assert summary["b"]["dice"]["sd"] is None
+    assert "each" not in summary["a"]["dice"]
+
+
+def test_summary_of_draws():
+    summary = summarise({"a": [{"dice": [0.4, 0.6]}, {"dice": [0.7, 0.9]}]})["a"]["dice"]
+    assert summary["values"] == pytest.approx([0.5, 0.8])
+    assert summary["each"] == [[0.4, 0.6], [0.7, 0.9]]

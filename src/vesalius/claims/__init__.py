@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from vesalius.errors import ConfigError, nearest
 
-CLAIMS = {"usfm": "vesalius.claims.usfm", "deblurring": "vesalius.claims.deblurring"}
+CLAIMS = {
+    "usfm": "vesalius.claims.usfm",
+    "deblurring": "vesalius.claims.deblurring",
+    "ept": "vesalius.claims.ept",
+}
 
 
 def claim(
@@ -26,10 +29,11 @@ def claim(
     An arm that was run is not run again: an interrupted claim goes on where it stopped, and more seeds can be added.
 
     Args:
-        system: usfm or deblurring.
+        system: usfm, deblurring or ept.
         out: folder for ``results.json``, ``report.html``, the figures and one folder a seed.
         seeds: how many, counted from 0. A verdict needs three.
-        data: a table of real images; without it, phantoms of 32 pixels.
+        data: a table of real images; without it, phantoms of 32 pixels. The claim of ept has its own images and
+            takes none.
         workers: processes, one thread each.
         steps: of pre-training, instead of the claim's own. The claims need theirs: with a third of the steps nothing is
             learned that a random network does not read as well.
@@ -46,7 +50,7 @@ def claim(
     >>> claim("usmf", out="claims/usfm")
     Traceback (most recent call last):
     ...
-    vesalius.errors.ConfigError: unknown claim 'usmf'; did you mean 'usfm'? known: deblurring, usfm
+    vesalius.errors.ConfigError: unknown claim 'usmf'; did you mean 'usfm'? known: deblurring, ept, usfm
     """
     if system not in CLAIMS:
         raise ConfigError(f"unknown claim {system!r}", remedy=nearest(system, CLAIMS))
@@ -61,9 +65,9 @@ def claim(
     module = import_module(CLAIMS[system])
     budget = module.BUDGET
     if data is not None:
-        budget = replace(budget, size=64, patch=8)
+        budget = budget.for_table()
     if steps is not None:
-        budget = replace(budget, steps=steps, organ_steps=max(1, steps // 2))
+        budget = budget.with_steps(steps)
     results = run(system, module, Path(out), seeds=seeds, data=data, workers=workers, budget=budget)
     show(results, Console())
     print(f"written: {Path(out) / 'report.html'}")

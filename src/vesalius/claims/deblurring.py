@@ -12,14 +12,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vesalius.claims.page import restorations as details
 from vesalius.claims.readouts import read_out, ridge_dice, tokens
-from vesalius.claims.samples import Budget, Samples
+from vesalius.claims.samples import Budget, Samples, load_samples
 from vesalius.claims.verdicts import Comparison, Metric
 from vesalius.data.blur import Blur
 from vesalius.data.datasets import generator
 from vesalius.nn.mae import patchify, unpatchify
 from vesalius.pretrain.deblurring import Deblurring, DeblurringConfig
 from vesalius.training.short import Tick, pretrain
+
+__all__ = ["ARMS", "BUDGET", "COMPARISONS", "METHOD", "METRICS", "TITLE", "details", "load_samples", "run_arm"]
 
 TITLE = "Deblurring MIM: blurred input, sharp target"
 BUDGET = Budget(steps=1500)
@@ -40,7 +43,6 @@ METHOD = (
     "on phantoms the label is the type of speckle inside the nodule. Fine-tuning trains the whole encoder with few and "
     "with all labels (Dice). *Blur forgotten*: the ridge regression fitted on blurred images and given sharp ones."
 )
-ORGAN_ARMS = ()
 METRICS = {
     "ridge_dice": Metric("ridge Dice"),
     "calcification": Metric("calcif. AP"),

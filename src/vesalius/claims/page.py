@@ -37,8 +37,8 @@ def scores(results: Mapping[str, Any], arms: Sequence[str], metrics: Sequence[st
     return draw_arms(panels, columns=3 if len(metrics) > 1 else 1)
 
 
-def page(results: Mapping[str, Any], out: Path) -> Page:
-    """The page of `results` as results.json holds them; pictures are those of the first seed in `out`."""
+def page(results: Mapping[str, Any], details: Sequence[Block] = ()) -> Page:
+    """The page of `results` as results.json holds them; `details` are what one claim alone has to show."""
     budget, seeds = results["setup"]["budget"], len(results["seeds"])
     blocks: list[Block] = [Heading("Verdicts"), verdict_table(results, control=False)]
     if any(verdict["control"] for verdict in results["verdicts"]):
@@ -50,9 +50,7 @@ def page(results: Mapping[str, Any], out: Path) -> Page:
             caption = "Small points are seeds; the large one is their mean, with the standard deviation."
             blocks.append(Figure(scores(results, arms, metrics), caption, wide=True))
         blocks.append(score_table(results, arms, metrics))
-    pictures = _pictures(results, out)
-    if pictures:
-        blocks += [Heading("What the networks saw and restored"), *pictures]
+    blocks += details
     environment = results["environment"]
     blocks += [
         Heading("How it was done"),
@@ -84,7 +82,7 @@ def show(results: Mapping[str, Any], console: Console) -> None:
     table = RichTable("", "statement", "measured by", "gain", "verdict", box=SIMPLE)
     for verdict in results["verdicts"]:
         label = results["metrics"][verdict["metric"]]["label"]
-        gain = _plus_minus(verdict["mean"], verdict["sd"])
+        gain = _plus_minus(verdict["mean"], _uncertainty(verdict))
         table.add_row(verdict["name"], verdict["statement"], label, gain, verdict["verdict"])
     console.print(table)
 
@@ -96,7 +94,7 @@ def verdict_table(results: Mapping[str, Any], *, control: bool) -> Table:
             verdict["name"],
             verdict["statement"],
             results["metrics"][verdict["metric"]]["label"],
-            (verdict["mean"], verdict["sd"]),
+            (verdict["mean"], _uncertainty(verdict)),
             verdict["verdict"],
         ]
         for verdict in results["verdicts"]
@@ -122,7 +120,8 @@ def score_table(results: Mapping[str, Any], arms: Sequence[str], metrics: Sequen
     )
 
 
-def _pictures(results: Mapping[str, Any], out: Path) -> list[Block]:
+def restorations(results: Mapping[str, Any], out: Path) -> list[Block]:
+    """What the networks of the first seed in `out` saw and restored."""
     folder = out / f"seed{results['seeds'][0]}"
     blocks: list[Block] = []
     for arm, label in results["arms"].items():
@@ -131,7 +130,7 @@ def _pictures(results: Mapping[str, Any], out: Path) -> list[Block]:
             with np.load(path) as stored:
                 samples = [tuple(stored[name][i] for name in ("original", "corrupted", "restored")) for i in range(2)]
             blocks.append(Figure(reconstruction_grid(samples), f"**{label}**: two test images and their spectra."))
-    return blocks
+    return [Heading("What the networks saw and restored"), *blocks] if blocks else []
 
 
 def short(arm: str) -> str:
@@ -141,6 +140,11 @@ def short(arm: str) -> str:
 
 def _plus_minus(mean: float, sd: float | None) -> str:
     return f"{mean:.3f}" if sd is None else f"{mean:.3f} ± {sd:.3f}"
+
+
+def _uncertainty(verdict: Mapping[str, Any]) -> float:
+    """Standard error over draws and seeds, or standard deviation over seeds where there are no draws."""
+    return verdict["sd"] if verdict["se"] is None else verdict["se"]
 
 
 def _spread(sd: float | None) -> float:

@@ -24,15 +24,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from vesalius.claims.page import groups, page, scores
-from vesalius.claims.samples import Budget, phantoms, real_images
-from vesalius.claims.verdicts import RULE, judge, summarise
+from vesalius.claims.samples import real_images
+from vesalius.claims.verdicts import RULE, RULE_OF_DRAWS, judge, summarise
 from vesalius.errors import VesaliusError
 from vesalius.files import atomic, output_folder, write_text
 from vesalius.training.runs import code_version, environment
 from vesalius.training.short import Tick
-
-READ_OUT = 300
-"""What an arm's read-outs count on the progress bar, in steps."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Job:
     module: str
     arm: str
     seed: int
-    budget: Budget
+    budget: Any
     data: str | None
     out: str
     setup: dict[str, Any]
@@ -61,13 +58,15 @@ def run(
     seeds: int,
     data: Path | None,
     workers: int,
-    budget: Budget,
+    budget: Any,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Run what is missing, then judge all; returns what results.json holds.
 
     Args:
-        module: one of the claims: ARMS, METRICS, COMPARISONS, TITLE and run_arm.
+        module: one of the claims: TITLE, METHOD, BUDGET, ARMS, METRICS, COMPARISONS; `load_samples` of a seed, which
+            `run_arm` is given; `details`, its own blocks of the page; and, where it has such, FIRST (arms that the
+            others build on) and ORGAN_ARMS (arms that need images of several organs).
         seeds: seeds 0 to seeds - 1.
         data: a table of real images, or None for phantoms.
         workers: processes, one thread each.
@@ -76,19 +75,21 @@ def run(
         VesaliusError: `out` holds arms of another set-up.
     """
     jobs = plan(system, module, out, seeds=seeds, data=data, budget=budget)
-    _work(missing(jobs), workers=workers, progress=progress)
+    first = getattr(module, "FIRST", ())
+    for stage in ([job for job in jobs if (job.arm in first) == early] for early in (True, False)):
+        _work(missing(stage), workers=workers, progress=progress)
     results = gather(system, module, jobs)
-    leave(results, out)
+    leave(results, out, module)
     return results
 
 
-def plan(system: str, module: ModuleType, out: Path, *, seeds: int, data: Path | None, budget: Budget) -> list[Job]:
+def plan(system: str, module: ModuleType, out: Path, *, seeds: int, data: Path | None, budget: Any) -> list[Job]:
     """All arms of all seeds, a seed after the other."""
     out = output_folder(out)
     setup = {"system": system, "budget": asdict(budget), "data": data.name if data else "phantoms"}
     names = tuple(module.ARMS)
     if data is not None and not real_images(str(data), 0, budget).organs:
-        names = tuple(arm for arm in names if arm not in module.ORGAN_ARMS)
+        names = tuple(arm for arm in names if arm not in getattr(module, "ORGAN_ARMS", ()))
     table = str(data) if data else None
     return [Job(module.__name__, arm, seed, budget, table, str(out), setup) for seed in range(seeds) for arm in names]
 
@@ -102,25 +103,26 @@ def missing(jobs: list[Job]) -> list[Job]:
     return [job for job in jobs if not _is_done(job)]
 
 
-def leave(results: dict[str, Any], out: Path) -> None:
+def leave(results: dict[str, Any], out: Path, module: ModuleType) -> None:
     """Write results.json, the figures and the page."""
     write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
     compared = [(arms, metrics) for arms, metrics in groups(results) if len(arms) > 1]
     for number, (arms, metrics) in enumerate(compared, start=1):
         with atomic(out / f"scores_{number}.png") as temporary:
             scores(results, arms, metrics).savefig(temporary, dpi=150)
-    page(results, out).save(out / "report.html")
+    page(results, module.details(results, out)).save(out / "report.html")
 
 
 def gather(system: str, module: ModuleType, jobs: list[Job]) -> dict[str, Any]:
     """What results.json holds: from the arms' files alone."""
-    values: dict[str, list[dict[str, float]]] = {}
+    values: dict[str, list[dict[str, Any]]] = {}
     seconds: dict[str, list[float]] = {}
     for job in jobs:
         record = json.loads(job.result.read_text(encoding="utf-8"))
         values.setdefault(job.arm, []).append(record["metrics"])
         seconds.setdefault(job.arm, []).append(record["seconds"])
-    verdicts = [judge(comparison, module.METRICS, values) for comparison in module.COMPARISONS]
+    judged = (judge(comparison, module.METRICS, values) for comparison in module.COMPARISONS)
+    verdicts = [verdict for verdict in judged if verdict is not None]
     return {
         "claim": system,
         "title": module.TITLE,
@@ -130,8 +132,8 @@ def gather(system: str, module: ModuleType, jobs: list[Job]) -> dict[str, Any]:
         "arms": {arm: module.ARMS[arm] for arm in values},
         "metrics": {name: asdict(metric) for name, metric in module.METRICS.items()},
         "summary": summarise(values),
-        "verdicts": [verdict for verdict in verdicts if verdict is not None],
-        "rule": RULE,
+        "verdicts": verdicts,
+        "rule": RULE if all(verdict["se"] is None for verdict in verdicts) else RULE_OF_DRAWS,
         "method": module.METHOD,
         "seconds": seconds,
     }
@@ -157,7 +159,7 @@ def _work(jobs: list[Job], *, workers: int, progress: bool) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start, initargs=(steps,))
     with Progress(*columns, console=Console(stderr=True), disable=not progress) as bars, pool:
-        bar = bars.add_task("reading", total=sum(job.budget.steps + READ_OUT for job in jobs))
+        bar = bars.add_task("starting", total=sum(job.budget.work(job.arm) for job in jobs))
         running = {pool.submit(_run, number, job): number for number, job in enumerate(jobs)}
         try:
             while running:
@@ -165,9 +167,11 @@ def _work(jobs: list[Job], *, workers: int, progress: bool) -> None:
                 for future in done:
                     future.result()
                     number = running.pop(future)
-                    steps[number] = jobs[number].budget.steps + READ_OUT
+                    steps[number] = jobs[number].budget.work(jobs[number].arm)
                 now = [f"seed {jobs[n].seed} {jobs[n].arm}" for n in running.values() if steps[n]]
-                bars.update(bar, completed=sum(steps), description=", ".join(now) or ("reading" if running else "done"))
+                bars.update(
+                    bar, completed=sum(steps), description=", ".join(now) or ("starting" if running else "done")
+                )
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -194,7 +198,7 @@ def execute(job: Job, tick: Tick) -> None:
     """Run one arm in this process and write its numbers and pictures."""
     module = import_module(job.module)
     began = time.perf_counter()
-    samples = real_images(job.data, job.seed, job.budget) if job.data else phantoms(job.seed, job.budget)
+    samples = module.load_samples(job.seed, job.budget, data=job.data, folder=job.result.parent)
     metrics, pictures = module.run_arm(job.arm, job.seed, samples, job.budget, tick)
     if pictures:
         with atomic(job.result.with_suffix(".npz")) as temporary:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from vesalius.errors import VesaliusError
 from vesalius.images import read
 
 ORGAN_SHARES = (0.90, 0.07, 0.03)
+READ_OUT = 300
+"""What an arm's read-outs count on the progress bar, in steps."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,18 @@ class Budget:
     finetune_steps: int = 120
     size: int = 32
     patch: int = 4
+
+    def with_steps(self, steps: int) -> Budget:
+        """The same with other steps of pre-training."""
+        return replace(self, steps=steps, organ_steps=max(1, steps // 2))
+
+    def for_table(self) -> Budget:
+        """The same for real images, which need more pixels."""
+        return replace(self, size=64, patch=8)
+
+    def work(self, arm: str) -> int:
+        """What an arm counts on the progress bar, in steps: its pre-training and its read-outs."""
+        return self.steps + READ_OUT
 
 
 @dataclass(frozen=True)
@@ -82,6 +97,11 @@ class Samples:
         """The same with other images (blurred ones)."""
         splits = (replace(split, image=change(split.image)) for split in (self.unlabelled, self.labelled, self.test))
         return Samples(*splits, self.organs)
+
+
+def load_samples(seed: int, budget: Budget, *, data: str | None, folder: Path) -> Samples:
+    """The images of a seed: those of the table `data`, or phantoms."""
+    return real_images(data, seed, budget) if data else phantoms(seed, budget)
 
 
 @lru_cache(maxsize=1)

@@ -12,13 +12,16 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from vesalius.claims.page import restorations as details
 from vesalius.claims.readouts import read_out
-from vesalius.claims.samples import Budget, Samples
+from vesalius.claims.samples import Budget, Samples, load_samples
 from vesalius.claims.verdicts import Comparison, Metric
 from vesalius.data.datasets import generator
 from vesalius.nn.masking import pixel_mask
 from vesalius.pretrain.usfm import USFM, USFMConfig
 from vesalius.training.short import Tick, pretrain
+
+__all__ = ["ARMS", "BUDGET", "COMPARISONS", "METHOD", "METRICS", "TITLE", "details", "load_samples", "run_arm"]
 
 TITLE = "USFM: masking in space and frequency, and organ-balanced sampling"
 BUDGET = Budget(steps=1000)
