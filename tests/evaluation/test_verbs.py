@@ -160,6 +160,10 @@ def test_any_number_of_labels_is_scored_over_patients(findings: Path, tmp_path: 
         interval = result.intervals[score]
         assert interval["value"] == pytest.approx(result.metrics[score])
         assert interval["low"] <= interval["value"] <= interval["high"]
+    assert (
+        "3 of 4 classes; none of the images holds never; a class is predicted from a probability of 0.5"
+        in result.counted
+    )
     # draws of two patients twice the same one have fewer classes, and still a score
     assert result.intervals["mAP"]["draws"] == 200
     cases = list(csv.DictReader((run / "cases.csv").open()))

@@ -72,13 +72,18 @@ class Result:
 
     @property
     def counted(self) -> str:
-        """With several labels an image: over how many classes mAP and AUROC are means. Otherwise empty."""
+        """With several labels an image: over how many classes mAP and AUROC are means, and what is decided where.
+
+        Otherwise empty.
+        """
         counted, classes = self.metrics.get("classes_counted"), self.metrics.get("per_class", {})
         if counted is None:
             return ""
         absent = ", ".join(self.metrics.get("absent", ()))
         lacking = f"; none of the images holds {absent}" if absent else ""
-        return f"mAP and AUROC are means over {counted} of {len(classes)} classes{lacking}"
+        threshold = self.settings.get("threshold")
+        decided = "" if threshold is None else f"; a class is predicted from a probability of {threshold} on"
+        return f"mAP and AUROC are means over {counted} of {len(classes)} classes{lacking}{decided}"
 
     def show(self, console: Console | None = None) -> None:
         """Print the scores as tables."""

@@ -28,6 +28,7 @@ from vesalius.evaluation.scoring import intervals, score_classes, score_labels, 
 from vesalius.files import atomic, output_folder, sha256
 from vesalius.published.card import Card
 from vesalius.tasks import TASKS
+from vesalius.tasks.multilabel import THRESHOLD
 from vesalius.tasks.trunk import check_formats
 from vesalius.training.backbones import open_backbone
 from vesalius.training.provenance import data_hash, patient_keys, read_seen, split_hash
@@ -124,6 +125,9 @@ def evaluate(
     else:
         names = class_names(table, name, classes)
         metrics, cases = _probe(run, table, rows, kind, names, split, fraction, shots, seed, batch_size)
+    settings = {"fraction": fraction, "shots": shots, "classes": list(names), "draws": draws}
+    if "classes_counted" in metrics:
+        settings["threshold"] = THRESHOLD
     keys = patient_keys(rows)
     result = Result(
         run=str(run),
@@ -139,7 +143,7 @@ def evaluate(
         split_hash=split_hash(table),
         seed=seed,
         code=code_version(),
-        settings={"fraction": fraction, "shots": shots, "classes": list(names), "draws": draws},
+        settings=settings,
         leakage=leakage,
     )
     suffix = "" if kind == "task" else f"_{kind}"
