@@ -1,10 +1,11 @@
 """Put measured numbers into the pages of the systems, from the files that the commands leave.
 
     python docs/results.py claim claims/usfm docs/systems/usfm.md
+    python docs/results.py methods compare/busi "Breast ultrasound (BUSI)" docs/systems/ept.md
     python docs/results.py comparison demo-hc18 "Fetal heads (HC18)" docs/systems/usfm.md docs/systems/deblurring.md
 
-The text between ``<!-- claim -->`` (or ``<!-- comparison NAME -->``) and ``<!-- end -->`` is replaced, and a claim's
-figure is copied beside the page.
+The text between ``<!-- claim -->`` (or ``<!-- methods NAME -->``, ``<!-- comparison NAME -->``) and ``<!-- end -->`` is
+replaced, and a claim's figure is copied beside the page.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ def main(words: list[str]) -> None:
         fill(page, "claim", claim(folder, page))
     else:
         folder, title, pages = Path(words[1]), words[2], [Path(word) for word in words[3:]]
+        text = methods(folder, title) if words[0] == "methods" else comparison(folder, title)
         for page in pages:
-            fill(page, f"comparison {title}", comparison(folder, title))
+            fill(page, f"{words[0]} {title}", text)
 
 
 def fill(page: Path, marker: str, text: str) -> None:
@@ -44,7 +46,8 @@ def claim(folder: Path, page: Path) -> str:
     lines = [f"Measured over seeds {', '.join(map(str, seeds))} on {results['setup']['data']}.", ""]
     lines += ["| | statement | measured by | gain | verdict |", "|---|---|---|---|---|"]
     for verdict in results["verdicts"]:
-        gain = spread(verdict["mean"], verdict["sd"], signed=True)
+        error = verdict.get("se")  # over draws, where there are draws
+        gain = spread(verdict["mean"], verdict["sd"] if error is None else error, signed=True)
         label = metrics[verdict["metric"]]["label"]
         lines.append(f"| {verdict['name']} | {verdict['statement']} | {label} | {gain} | **{verdict['verdict']}** |")
     lines += ["", results["rule"], ""]
@@ -76,6 +79,11 @@ def claim(folder: Path, page: Path) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def methods(folder: Path, title: str) -> str:
+    """The tables of ``vesalius compare``, as it left them."""
+    return f"**{title}**\n\n{(folder / 'table.md').read_text()}"
 
 
 def comparison(folder: Path, title: str) -> str:

@@ -75,6 +75,29 @@ SYSTEMS = {
   doi     = {10.1016/j.media.2024.103256}
 }""",
     ),
+    "ept": System(
+        name="ept",
+        chapter="adapt",
+        title="embedded prompt tuning: learned logits that take part in every softmax of a frozen transformer",
+        idea=(
+            "Every token of every layer gets learned logits that join its softmax and are then dropped, so that its "
+            "attention no longer sums to one; they and a linear head are all that trains. It is meant for one to ten "
+            "labelled cases a class, and stands beside every method that it must beat and its own untrained prompts."
+        ),
+        weights="files of the authors' code (mmcls layout), with EPT's prompts, VPT's or none; none is published",
+        licence="none in force (the authors' README names Apache 2.0, the licence file is missing)",
+        doi="10.1016/j.media.2024.103258",
+        bibtex="""@article{zu2024embedded,
+  title   = {Embedded prompt tuning: Towards enhanced calibration of pretrained models
+             for medical images},
+  author  = {Zu, Wenqiang and Xie, Shenghao and Zhao, Qing and Li, Guoqi and Ma, Lei},
+  journal = {Medical Image Analysis},
+  volume  = {97},
+  pages   = {103258},
+  year    = {2024},
+  doi     = {10.1016/j.media.2024.103258}
+}""",
+    ),
 }
 
 
