@@ -128,7 +128,7 @@ def _controls(arm: Arm) -> list[Arm]:
         return Arm(f"{arm.method}-{what}{suffix}", arm.method, tuple({**changes, **others}.items()), arm.name)
 
     found = [control("frozen", frozen=True)]
-    if arm.method == "ept" and arm.config.length > 1:
+    if arm.method == "ept" and arm.config.length > 1 and arm.config.mode == "concat":
         start = arm.config.init_logit
         found.append(control("collapsed", length=1, init_logit=math.log(arm.config.length) if start is None else start))
     return found

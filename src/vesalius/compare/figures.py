@@ -108,4 +108,6 @@ def _panels(count: int, *, height: float) -> tuple[Figure, list[Axes]]:
     axes = list(figure.subplots(rows, across, squeeze=False, sharey=True, sharex=True).flat)
     for axis in axes[count:]:
         axis.set_visible(False)
+    for axis in axes[max(count - across, 0) : count]:  # the lowest that is seen of its column
+        axis.tick_params(axis="x", labelbottom=True)
     return figure, axes[:count]

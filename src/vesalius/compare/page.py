@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ Row = Mapping[str, Any]
 MINUS = "\u2212"
 AT_EDGE = 0.5
 """Share of the draws whose learning rate is at an end of the grid from which the page warns."""
+
+FEW_DRAWS = 5
+"""The page warns below; Student's t of four degrees of freedom needs a difference of 2.8 standard errors as it is."""
 
 PROTOCOL = (
     "A **draw** is a support set from the training split: so many {unit}s of each class, {images}; validation and test "
@@ -48,89 +52,114 @@ PROTOCOL = (
 
 def page(results: Results) -> Page:
     """The page of a comparison."""
-    setup, metric = results["setup"], label(results["metric"])
-    rows = [row for table in results["tables"] for row in table["rows"]]
-    blocks: list[Block] = [Heading("Summary"), Cards(_cards(results))]
-    blocks += [Text(f"- {line}") for line in ("\n- ".join([*verdicts(results), *warnings(results)]),)]
+    said = "\n".join(f"- {line}" for line in (*verdicts(results), *warnings(results)))
+    blocks: list[Block] = [Heading("Summary"), Cards(_cards(results)), Text(said)]
     for backbone in dict.fromkeys(table["backbone"] for table in results["tables"]):
-        tables = [table for table in results["tables"] if table["backbone"] == backbone]
-        blocks.append(Heading(backbone))
-        if len(tables) > 1:
-            caption = "Each panel one arm (mean and standard error over draws), the baseline dashed, the others faint."
-            blocks.append(Figure(figures.over_shots(tables, metric=metric), caption, wide=True))
+        blocks += [Heading(backbone), *_backbone_blocks(backbone, results)]
+    blocks += [Heading("Who was seen before"), Text(_leakage(results))]
+    blocks += [Heading("How it was done"), Text(protocol(results["setup"])), *_details(results)]
+    draws = max((len(row["per_draw"]) for table in results["tables"] for row in table["rows"]), default=0)
+    return Page(
+        "Few-shot comparison",
+        f"{len(results['arms'])} arms, up to {draws} draws of each number of shots; {label(results['metric'])}",
+        blocks,
+        footer=results["environment"]["code"],
+    )
+
+
+def _backbone_blocks(backbone: str, results: Results) -> list[Block]:
+    """Figures and tables of one backbone."""
+    metric = label(results["metric"])
+    tables = [table for table in results["tables"] if table["backbone"] == backbone]
+    blocks: list[Block] = []
+    if len(tables) > 1:
+        caption = "Each panel one arm (mean and standard error over draws), the baseline dashed, the others faint."
+        blocks.append(Figure(figures.over_shots(tables, metric=metric), caption, wide=True))
+    if any(row["over_baseline"] for table in tables for row in table["rows"]):
         caption = (
             f"**Gain over {BASELINE}**, 95 % intervals over draws (before adjustment). Filled: significant after it. "
             "Grey: controls."
         )
-        if any(row["over_baseline"] for table in tables for row in table["rows"]):
-            blocks.append(Figure(figures.gains([_marked(table, results) for table in tables], metric=metric), caption))
-        for table in tables:
-            blocks += _main_tables(table, results)
-            blocks.append(Details(f"All scores, {_shots(table)}", [_score_table(table)]))
-        if len(setup["lrs"]) > 1:
-            caption = "**Learning rates**: mean validation score over draws. A line that rises to the edge wants more."
-            blocks.append(Figure(figures.over_rates(tables, metric=metric), caption, wide=True))
-    blocks += [Heading("Who was seen before"), Text(_leakage(results)), Heading("How it was done")]
-    blocks.append(Text(protocol(setup)))
+        blocks.append(Figure(figures.gains(tables, metric=metric), caption, wide=True))
+    for table in tables:
+        columns, rows = _columns(table, results["metric"])
+        blocks.append(Table(columns, rows, f"**{_about(table)}**"))
+        columns, rows = _control_columns(table)
+        if rows:
+            caption = f"**What learning the prompts adds**, {_shots(table)}: each arm beside its controls."
+            blocks.append(Table(columns, rows, caption))
+        blocks.append(Details(f"All scores, {_shots(table)}", [_score_table(table)]))
+    if len(results["setup"]["lrs"]) > 1:
+        caption = "**Learning rates**: mean validation score over draws. A line that rises to the edge wants more."
+        blocks.append(Figure(figures.over_rates(tables, metric=metric), caption, wide=True))
+    return blocks
+
+
+def _details(results: Results) -> list[Block]:
+    """Settings, set-up and machine, folded away."""
     settings = [
-        [name, arm["method"], ", ".join(f"{key} = {value}" for key, value in arm["config"].items()) or "–"]
+        [name, arm["method"], ", ".join(f"{key} = {value}" for key, value in arm["config"].items())]
         for name, arm in results["arms"].items()
     ]
-    blocks.append(Details("Settings of the arms", [Table(["arm", "method", "settings"], settings)]))
-    blocks.append(
-        Details("Set-up", [Table(["", "value"], [[name.replace("_", " "), _text(v)] for name, v in setup.items()])])
-    )
-    environment = results["environment"]
-    machine = [[name, str(environment[name])] for name in ("cpu", "cores", "platform", "python", "code")]
-    blocks.append(Details("Machine", [Table(["", "value"], machine)]))
-    draws = max((len(row["per_draw"]) for row in rows), default=0)
-    return Page(
-        "Few-shot comparison",
-        f"{len(results['arms'])} arms, {len(results['leakage'])} backbones, up to {draws} draws; {metric}",
-        blocks,
-        footer=environment["code"],
-    )
+    setup = [[name.replace("_", " "), _text(value)] for name, value in results["setup"].items()]
+    machine = [[name, str(results["environment"][name])] for name in ("cpu", "cores", "platform", "python", "code")]
+    return [
+        Details("Settings of the arms", [Table(["arm", "method", "settings"], settings)]),
+        Details("Set-up", [Table(["", "value"], setup)]),
+        Details("Machine", [Table(["", "value"], machine)]),
+    ]
 
 
 def verdicts(results: Results) -> list[str]:
-    """One sentence a table: what is significantly better than the baseline; and one for every control."""
+    """Two sentences a table: what is significantly better than the baseline, and than its own controls."""
     found = []
     for table in results["tables"]:
-        where = f"**{table['backbone']}, {_shots(table)}**"
-        better: list[str] = []
-        worse: list[str] = []
-        for row in table["rows"]:
-            gain = row["over_baseline"]
-            if gain and significant(gain):
-                (better if gain["mean"] > 0 else worse).append(row["arm"])
-        said = f"significantly above {BASELINE}: {', '.join(better)}" if better else f"nothing is above {BASELINE}"
-        said += f"; below it: {', '.join(worse)}" if worse else ""
-        found.append(f"{where}: {said}.")
-        for row in table["rows"]:
-            for control, gain in row["over_controls"].items():
-                what = "above" if gain["mean"] > 0 else "below"
-                how = "significantly" if significant(gain) else "not significantly"
-                difference = _difference(gain, star=False)
-                found.append(f"{where}: {row['arm']} is {how} {what} its control {control} ({difference}).")
+        gains = {row["arm"]: row["over_baseline"] for row in table["rows"] if row["over_baseline"]}
+        said = [f"**{table['backbone']}, {_shots(table)}**: {_sentence(gains, BASELINE)}"]
+        controlled = {
+            f"{row['arm']} {MINUS} {control}": gain
+            for row in table["rows"]
+            for control, gain in row["over_controls"].items()
+        }
+        if controlled:
+            said.append(_sentence(controlled, "its control"))
+        found.append(" ".join(said))
     return found
+
+
+def _sentence(gains: Mapping[str, Mapping[str, Any]], what: str) -> str:
+    """Which differences are significant; where none is, the largest."""
+    marked = {f"{name} ({_difference(gain)})": gain["mean"] for name, gain in gains.items() if gain["significant"]}
+    better, worse = ([name for name, mean in marked.items() if (mean > 0) == up] for up in (True, False))
+    if not gains:
+        return f"nothing to compare with {what}."
+    if not better:
+        most = max(gains, key=lambda name: gains[name]["mean"])
+        said = f"no arm is significantly above {what} (most: {most}, {_difference(gains[most])})"
+    else:
+        said = f"above {what}: {', '.join(better)}"
+    return said + (f"; below {what}: {', '.join(worse)}." if worse else ".")
 
 
 def warnings(results: Results) -> list[str]:
     """What to know before believing the tables."""
     found = list(results["notes"])
-    edge: dict[str, list[str]] = {}
-    for table in results["tables"]:
-        for row in table["rows"]:
-            if row["choices"] and row["at_edge"] >= AT_EDGE * row["choices"] and len(results["setup"]["lrs"]) > 2:
-                where = f"{table['backbone']} {table['shots']}-shot ({row['at_edge']} of {row['choices']})"
-                edge.setdefault(row["arm"], []).append(where)
-    if edge:
-        said = "; ".join(f"{arm}: {', '.join(places)}" for arm, places in edge.items())
-        found.append(f"The chosen learning rate is often an end of the grid, where a wider one may do better. {said}.")
-    if any(len(row["per_draw"]) < 3 for table in results["tables"] for row in table["rows"]):
-        found.append("With fewer than three draws hardly any difference can be significant.")
-    counts = {len(row["per_draw"]) for table in results["tables"] for row in table["rows"]}
-    if len(counts) > 1:
+    rows = [row for table in results["tables"] for row in table["rows"]]
+    if len(results["setup"]["lrs"]) > 2:
+        edge, choices = Counter[str](), Counter[str]()
+        for row in rows:
+            edge[row["arm"]] += row["at_edge"]
+            choices[row["arm"]] += row["choices"]
+        often = [f"{arm} ({edge[arm]} of {n})" for arm, n in choices.items() if n and edge[arm] >= AT_EDGE * n]
+        if often:
+            found.append(
+                "The chosen learning rate is often at an end of the grid, where a wider one may do better: "
+                f"{', '.join(often)}."
+            )
+    draws = {len(row["per_draw"]) for row in rows}
+    if draws and min(draws) < FEW_DRAWS:
+        found.append(f"With fewer than {FEW_DRAWS} draws hardly any difference can be significant.")
+    if len(draws) > 1:
         found.append("Not all arms have the same draws yet; differences are over the draws that both have.")
     return found
 
@@ -140,7 +169,7 @@ def markdown(results: Results) -> str:
     lines = []
     for table in results["tables"]:
         lines += [f"### {table['backbone']}, {_about(table)}", ""]
-        for columns, rows in (_columns(table, results), _control_columns(table)):
+        for columns, rows in (_columns(table, results["metric"]), _control_columns(table)):
             if rows:
                 lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
                 lines += ["| " + " | ".join(row).replace("*", "\\*") + " |" for row in rows]
@@ -154,11 +183,11 @@ def show(results: Results, console: Console) -> None:
     """Print the tables and what to know before believing them."""
     for table in results["tables"]:
         title = f"{table['backbone']}, {_about(table)}"
-        for columns, rows in (_columns(table, results), _control_columns(table)):
+        for columns, rows in (_columns(table, results["metric"]), _control_columns(table)):
             if rows:
                 printed = RichTable(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1), pad_edge=False)
-                for column in columns:
-                    printed.add_column(column, no_wrap=True)
+                for number, column in enumerate(columns):
+                    printed.add_column(column, no_wrap=number > 0 and column not in LABELS.values())
                 for row in rows:
                     printed.add_row(*row)
                 console.print(printed)
@@ -170,11 +199,6 @@ def show(results: Results, console: Console) -> None:
 def label(metric: str) -> str:
     """What a score is called."""
     return LABELS.get(metric, metric.replace("_", " "))
-
-
-def significant(gain: Mapping[str, Any]) -> bool:
-    """Whether a difference stays significant after adjustment."""
-    return gain["adjusted"] is not None and gain["adjusted"] < SIGNIFICANT
 
 
 def protocol(setup: Mapping[str, Any]) -> str:
@@ -204,20 +228,20 @@ def _cards(results: Results) -> list[Card]:
             "Arms", str(len(results["arms"])), f"{sum(bool(a['controls']) for a in results['arms'].values())} controls"
         ),
         Card("Trainings", str(trainings), f"{seconds / 60:.1f} minutes, one thread each"),
-        Card("Classes", str(len(setup["classes"])), setup["task"]),
+        Card("Classes", str(len(setup["classes"])), _kind(setup)),
         Card("Test images", str(test), "the same for all"),
     ]
 
 
-def _columns(table: Mapping[str, Any], results: Results) -> tuple[list[str], list[list[str]]]:
+def _columns(table: Mapping[str, Any], metric: str) -> tuple[list[str], list[list[str]]]:
     """A table's headings, and its rows as text."""
-    columns = ["arm", label(results["metric"]), f"{MINUS} {BASELINE}", "p", "trained", "s", "MB"]
+    columns = ["arm", label(metric), f"{MINUS} {BASELINE}", "p", "trained", "s", "MB"]
     rows = []
     for row in table["rows"]:
         gain = row["over_baseline"]
         rows.append(
             [
-                f"↳ {row['arm']}" if results["arms"][row["arm"]]["controls"] else row["arm"],
+                f"↳ {row['arm']}" if row["controls"] else row["arm"],
                 f"{row['mean']:.3f}" + (f" ± {row['se']:.3f}" if row["se"] is not None else ""),
                 _difference(gain) if gain else "",
                 _p(gain) if gain else "",
@@ -242,16 +266,6 @@ def _control_columns(table: Mapping[str, Any]) -> tuple[list[str], list[list[str
     return ["arm", "control", f"arm {MINUS} control", "p"], rows
 
 
-def _main_tables(table: Mapping[str, Any], results: Results) -> list[Block]:
-    columns, rows = _columns(table, results)
-    blocks: list[Block] = [Table(columns, [[text or None for text in row] for row in rows], f"**{_about(table)}**")]
-    columns, rows = _control_columns(table)
-    if rows:
-        caption = f"**What learning the prompts adds**, {_shots(table)}: each arm beside its controls."
-        blocks.append(Table(columns, [[text or None for text in row] for row in rows], caption))
-    return blocks
-
-
 def _score_table(table: Mapping[str, Any]) -> Table:
     names = list(dict.fromkeys(name for row in table["rows"] for name in row["scores"]))
     shown = [name for name in LABELS if name in names] + [name for name in names if name.endswith("_as_published")]
@@ -262,19 +276,12 @@ def _score_table(table: Mapping[str, Any]) -> Table:
     return Table(["arm", *map(label, shown)], rows, caption)
 
 
-def _marked(table: Mapping[str, Any], results: Results) -> dict[str, Any]:
-    """A table for the figures: which differences are significant, which arms are controls."""
-    rows = []
-    for row in table["rows"]:
-        gain = row["over_baseline"] and {**row["over_baseline"], "significant": significant(row["over_baseline"])}
-        rows.append({**row, "over_baseline": gain, "controls": results["arms"][row["arm"]]["controls"]})
-    return {**table, "rows": rows}
-
-
 def _leakage(results: Results) -> str:
     lines = []
     for backbone, counts in results["leakage"].items():
-        if not counts:
+        if backbone.startswith("random:"):
+            lines.append(f"- **{backbone}**: nobody; its weights are random.")
+        elif not counts:
             lines.append(f"- **{backbone}**: not known; it is no run of ours that says whom it has seen.")
         else:
             seen = ", ".join(f"{count} of the {name} patients" for name, count in counts.items())
@@ -282,10 +289,16 @@ def _leakage(results: Results) -> str:
     return "\n".join(lines)
 
 
-def _difference(gain: Mapping[str, Any], *, star: bool = True) -> str:
+def _kind(setup: Mapping[str, Any]) -> str:
+    if setup["task"] != "classification" or setup["multilabel"]:
+        return "several labels an image" if setup["multilabel"] else str(setup["task"])
+    return f"chance: {1 / len(setup['classes']):.3f}"
+
+
+def _difference(gain: Mapping[str, Any]) -> str:
     text = f"{gain['mean']:+.3f}".replace("-", MINUS)
     text += f" ± {gain['se']:.3f}" if gain["se"] is not None else ""
-    return text + (" *" if star and significant(gain) else "")
+    return text + (" *" if gain["significant"] else "")
 
 
 def _p(gain: Mapping[str, Any]) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -25,7 +26,8 @@ class Difference:
     Args:
         mean, se: over draws; se is None for one draw.
         low, high: 95 % interval by Student's t, None for one draw.
-        p: of the paired two-sided t-test, None where there is none (one draw, or no difference at all).
+        p: of the paired two-sided t-test, None where there is none (one draw, or the same
+            difference in all).
         adjusted: p after Holm's correction for all arms of the table.
         draws: how many.
     """
@@ -42,6 +44,10 @@ class Difference:
     def significant(self) -> bool:
         """Whether the adjusted p-value is below `SIGNIFICANT`."""
         return self.adjusted is not None and self.adjusted < SIGNIFICANT
+
+    def plain(self) -> dict[str, Any]:
+        """As results.json holds it."""
+        return {**asdict(self), "significant": self.significant}
 
 
 def over_draws(scores: Mapping[tuple[int, int], float]) -> dict[int, float]:
@@ -84,15 +90,15 @@ def differences(
         if common:
             found[name] = _difference([arm[draw] - other[draw] for draw in common])
     adjusted = holm({name: one.p for name, one in found.items() if one.p is not None})
-    return {name: Difference(**{**asdict(one), "adjusted": adjusted.get(name)}) for name, one in found.items()}
+    return {name: replace(one, adjusted=adjusted.get(name)) for name, one in found.items()}
 
 
 def _difference(gains: Sequence[float]) -> Difference:
     mean, se = mean_and_error(gains)
     if se is None:
         return Difference(mean, None, None, None, None, None, len(gains))
-    if se <= 1e-12:  # the same difference in every draw
-        return Difference(mean, 0.0, mean, mean, None if abs(mean) <= 1e-12 else 0.0, None, len(gains))
+    if se <= 1e-12:  # the same in every draw: no spread to test against, which happens with few test images
+        return Difference(mean, 0.0, mean, mean, None, None, len(gains))
     reach = float(stats.t.ppf(0.975, len(gains) - 1)) * se
     p = float(stats.ttest_1samp(gains, 0.0).pvalue)
     return Difference(mean, se, mean - reach, mean + reach, p, None, len(gains))

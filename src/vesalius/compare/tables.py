@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
@@ -96,12 +95,18 @@ def _rows(
         if arms[control]["controls"] in draws
     }
     controlled = differences(pairs)
-    rows = []
-    for name, found in of_arm.items():
-        against = {control: asdict(controlled[control]) for control in controlled if arms[control]["controls"] == name}
-        gain = asdict(gains[name]) if name in gains else None
-        rows.append({"arm": name, **_row(found, metric, setup), "over_baseline": gain, "over_controls": against})
-    return rows
+    return [
+        {
+            "arm": name,
+            "controls": arms[name]["controls"],
+            **_row(found, metric, setup),
+            "over_baseline": gains[name].plain() if name in gains else None,
+            "over_controls": {
+                control: one.plain() for control, one in controlled.items() if arms[control]["controls"] == name
+            },
+        }
+        for name, found in of_arm.items()
+    ]
 
 
 def _row(cells: Sequence[Cell], metric: str, setup: Mapping[str, Any]) -> dict[str, Any]:
