@@ -14,6 +14,8 @@ from vesalius.evaluation.verify import compute, family, verify
 from vesalius.published.fixture import Fixture
 
 FILES = sorted(Path(__file__).parent.glob("*.json.gz"))
+STRICTER = {"ept_a": 1e-5}
+"""Fixtures whose allowed error would not show that the file's prompts are used, which change the output by 5e-4."""
 
 
 def _parameters(path: Path) -> int:
@@ -30,7 +32,7 @@ def test_published_outputs_are_reproduced(path, tmp_path):
     rows = verify([path], save=tmp_path)
     fixture = Fixture.read(path)
     assert {row.output for row in rows} == set(fixture.outputs)
-    assert not [row for row in rows if not row.ok]
+    assert not [row for row in rows if not row.ok or row.error > STRICTER.get(fixture.name, np.inf)]
     with np.load(tmp_path / f"{fixture.name}.npz") as saved:
         for name, kept in fixture.outputs.items():
             assert saved[name].shape == tuple(kept.get("shape", kept["value"].shape))
