@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+# not part of torch's public interface, so a release without them takes the other way
+FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+FLASH_BACKWARD: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
 
 
 def extra_key_attention(
@@ -48,7 +49,7 @@ def extra_key_attention(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     learns = mask is not None and (mask.requires_grad or mask.dtype == torch.bool)
-    if q.device.type == "cpu" and not dropout and not learns:
+    if q.device.type == "cpu" and FLASH and FLASH_BACKWARD and not dropout and not learns:
         return _Normaliser.apply(q, k, v, logits, None if mask is None else mask.to(q.dtype), scale)
     return channel_attention(q, k, v, logits, mask=mask, dropout=dropout, scale=scale)
 
