@@ -135,6 +135,13 @@ class SwinUNETR(VolumeTrunk):
         steps = (16, 8, 4, 2, 1, 1)
         self.ups = nn.ModuleList(up(in_channels=i * width, out_channels=o * width) for i, o in pairwise(steps))
 
+    @classmethod
+    def on(cls, encoder: SwinEncoder) -> SwinUNETR:
+        """A fresh decoder on an encoder that was pre-trained (a copy: the given one stays as it is)."""
+        trunk = cls(encoder.config)
+        trunk.encoder.load_state_dict(encoder.state_dict())
+        return trunk
+
     def features(self, volume: Tensor) -> VolumeFeatures:
         """``[B, C, D, H, W]`` -> the residual block's bottleneck at 1/32 and the decoder's features."""
         maps = self.encoder(volume).maps

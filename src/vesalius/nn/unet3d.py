@@ -134,7 +134,7 @@ class SegResNetConfig:
 
 
 class SegResNet(VolumeTrunk):
-    """Residual encoder and decoder (Myronenko 2018), MONAI's, without its last norm and convolution.
+    """Residual encoder and decoder (Myronenko 2018), MONAI's, up to its class convolution.
 
     >>> trunk = SegResNet(SegResNetConfig(width=8)).eval()
     >>> features = trunk(torch.zeros(1, 1, 16, 16, 24))
@@ -152,9 +152,9 @@ class SegResNet(VolumeTrunk):
             in_channels=config.in_channels,
             blocks_down=tuple(config.down),
             blocks_up=tuple(config.up),
-            use_conv_final=False,
         )
-        del self.net.conv_final
+        norm, activation, _ = self.net.conv_final
+        self.net.conv_final = nn.Sequential(norm, activation)
 
     def features(self, volume: Tensor) -> VolumeFeatures:
         """``[B, C, D, H, W]`` -> the coarsest level and the decoder's features."""

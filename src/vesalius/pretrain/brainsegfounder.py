@@ -46,7 +46,7 @@ class BrainSegFounderConfig:
         channels: modalities by name, in the network's order.
         crop: voxels of a crop along D, H and W: multiples of 32, H = W, 64 x 32 x 32 or more.
         crops_per_volume: drawn from one scan at a time.
-        width, depths, heads: of the Swin encoder.
+        width, depths, heads, window: of the Swin encoder.
         merging: "repaired"; "legacy" only to go on from published weights.
         drop_path: stochastic depth at the last block.
         checkpointing: recompute activations in the backward pass.
@@ -65,6 +65,7 @@ class BrainSegFounderConfig:
     width: int = 48
     depths: tuple[int, ...] = (2, 2, 6, 2)
     heads: tuple[int, ...] = (3, 6, 12, 24)
+    window: int = 7
     merging: Literal["repaired", "legacy"] = "repaired"
     drop_path: float = 0.0
     checkpointing: bool = False
@@ -96,6 +97,7 @@ class BrainSegFounderConfig:
             width=self.width,
             depths=self.depths,
             heads=self.heads,
+            window=self.window,
             merging=self.merging,
             drop_path=self.drop_path,
             checkpointing=self.checkpointing,
@@ -110,7 +112,14 @@ class BrainSegFounderConfig:
 PRESETS = {
     "paper": BrainSegFounderConfig(),
     "tiny": BrainSegFounderConfig(
-        crop=(64, 32, 32), width=12, depths=(2, 2, 2, 2), lr=1e-3, weight_decay=1e-2, steps=1000, warmup=50
+        crop=(64, 32, 32),
+        width=12,
+        depths=(2, 2, 2, 2),
+        window=4,  # a step in a third of the time
+        lr=1e-3,
+        weight_decay=1e-2,
+        steps=1000,
+        warmup=50,
     ),
 }
 

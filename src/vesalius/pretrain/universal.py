@@ -144,6 +144,7 @@ def partial_loss(
     Returns:
         The sum, the cross-entropy and the Dice term; all 0 where nothing is labelled.
 
+    >>> import torch
     >>> logits = torch.tensor([[[[[9.0, -9.0]]], [[[3.0, 3.0]]]]])
     >>> target = torch.tensor([[[[[1, 0]]], [[[255, 255]]]]])
     >>> [round(float(term), 4) for term in partial_loss(logits, target, torch.tensor([[True, False]]))]

@@ -114,6 +114,8 @@ def load(
         remedy = f"its keys fit {', '.join(fits)}" if fits else error.remedy
         raise WeightsError(f"does not load as {system}, part {part}: {error.what}", path=path, remedy=remedy) from error
     shape = trunk_config(encoder_of(what))
+    if image_size is not None and "image_size" not in shape:
+        raise ConfigError(f"image_size = {image_size} for a 3-D network, which takes any", remedy="leave it out")
     digest = sha256(path)
     notes = [str(report)]
     if system == "usfm":
@@ -370,7 +372,8 @@ def _from_timm(name: str, image_size: int | None, in_channels: int | None, downl
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(
-            f"timm's {name} cannot be downloaded ({reason})", remedy="give its file as vit:FILE, or leave out --download"
+            f"timm's {name} cannot be downloaded ({reason})",
+            remedy="give its file as vit:FILE, or leave out --download",
         ) from error
     heads = next((m.num_heads for m in model.modules() if isinstance(m, Attention)), None)
     keys = Keys(model.state_dict())

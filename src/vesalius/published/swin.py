@@ -21,7 +21,8 @@ _BLOCKS = {f"encoder{n}": f"skips.{n - 1}" for n in (1, 2, 3, 4)} | {f"decoder{n
 def swin_prefix(state: Mapping[str, Any]) -> str:
     """What stands before ``patch_embed`` of a Swin encoder.
 
-    >>> swin_prefix({"backbone.swinViT.patch_embed.proj.weight": 0})
+    >>> keys = ("patch_embed.proj.weight", "layers1.0.downsample.reduction.weight")
+    >>> swin_prefix({f"backbone.swinViT.{key}": 0 for key in keys})
     'backbone.swinViT.'
 
     Raises:

@@ -37,15 +37,21 @@ def contract(part: str, channels: int) -> VolumeContract:
 
 def network(keys: Keys, request: Request) -> dict[str, Any]:
     """Move the keys for one of `PARTS`, and return the architecture."""
+    if request.part == "segmentation" and "conv_final.2.conv.weight" in keys:  # SuPreM's SegResNet has a plain head
+        encoder = _trunk(keys, "encoder.", request)
+        classes = keys.shape("conv_final.2.conv.weight")[0]
+        keys.move_all("conv_final.2.conv.", "head.")
+        return {"name": "volume_segmenter", "config": {"encoder": encoder, "classes": classes}}
     if request.part == "segmentation":
         encoder = _trunk(keys, "encoder.", request)
         return {"name": "language_driven", "config": {"encoder": encoder, **_head(keys)}}
     keys.drop(HEAD, "language-driven head: not part of the backbone")
+    keys.drop(r"conv_final\.2\..*", "segmentation head: not part of the backbone")
     return _trunk(keys, "", request)
 
 
 def _trunk(keys: Keys, to: str, request: Request) -> dict[str, Any]:
-    """The trunk that the keys tell of: U-Net, Swin UNETR, UNet++ or DiNTS."""
+    """The trunk that the keys tell of: U-Net, Swin UNETR, SegResNet, UNet++ or DiNTS."""
     prefix = "backbone." if any(name.startswith("backbone.") for name in keys.left) else ""
     if f"{prefix}down_tr64.ops.0.conv1.weight" in keys:
         return _unet(keys, prefix, to)
@@ -53,6 +59,8 @@ def _trunk(keys: Keys, to: str, request: Request) -> dict[str, Any]:
         return _nested(keys, prefix, to)
     if f"{prefix}stem_down.0.mod.1.weight" in keys:
         return _dints(keys, prefix, to)
+    if f"{prefix}convInit.conv.weight" in keys:
+        return _segresnet(keys, prefix, to)
     return swin.unetr(keys, swin.swin_prefix(keys.left), to, request)
 
 
@@ -82,6 +90,17 @@ def _nested(keys: Keys, prefix: str, to: str) -> dict[str, Any]:
     widths.append(keys.shape(f"{prefix}upcat_0_4.convs.conv_1.conv.weight")[0])
     keys.move_all(prefix, f"{to}nodes.", ("conv_", "upcat_"))
     return {"name": "nested_unet3d", "config": {"in_channels": in_channels, "widths": widths}}
+
+
+def _segresnet(keys: Keys, prefix: str, to: str) -> dict[str, Any]:
+    width, in_channels = keys.shape(f"{prefix}convInit.conv.weight")[:2]
+    start = re.escape(prefix)
+    levels = keys.count(start + r"down_layers\.(\d+)\.")
+    # Each level counts its blocks from 1, after the convolution that halves the volume.
+    down = [keys.count(start + rf"down_layers\.{level}\.(\d+)\.norm1") - 1 for level in range(levels)]
+    up = [keys.count(start + rf"up_layers\.{level}\.(\d+)\.norm1") for level in range(levels - 1)]
+    keys.move_all(prefix, f"{to}net.", ("convInit.", "down_layers.", "up_layers.", "up_samples.", "conv_final.0."))
+    return {"name": "segresnet", "config": {"in_channels": in_channels, "width": width, "down": down, "up": up}}
 
 
 def _dints(keys: Keys, prefix: str, to: str) -> dict[str, Any]:

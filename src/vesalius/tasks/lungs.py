@@ -65,7 +65,7 @@ def separate_lungs(both: np.ndarray) -> Pair:
             both[:, :, bulging] = False
             parted = lung_pair(both, fill=True)
         else:
-            parted = _eroded_apart(piece)
+            parted = erode_apart(piece)
     return parted or lung_pair(both, fill=True) or (nothing, nothing)
 
 
@@ -94,7 +94,7 @@ def _bulging(piece: np.ndarray) -> np.ndarray:
     return np.array(found, dtype=int)
 
 
-def _eroded_apart(piece: np.ndarray) -> Pair | None:
+def erode_apart(piece: np.ndarray) -> Pair | None:
     """Erode until two components of like size are left, and give the rim to the nearer one; None if none ever are."""
     seeds = _seeds(piece)
     if seeds is None:

@@ -123,6 +123,7 @@ FAMILIES: dict[str, Adapter] = {
     "universal_csheads": network,
     "universal_unetpp": network,
     "universal_dints": network,
+    "abdomenatlas_segresnet": network,
     "universal_head": head,
     "universal_labels": dataset_labels,
     "universal_loss": loss,
