@@ -48,6 +48,8 @@ VERBS = {
         (
             "vesalius phantom ultrasound --n 200 --out phantoms/us",
             "vesalius phantom ultrasound --format dicom --out us",
+            "vesalius phantom brain --n 40 --out phantoms/brain",
+            "vesalius phantom ct --n 40 --lookalikes 1 --format dicom --out phantoms/ct",
         ),
         choices="vesalius.data.phantoms:PHANTOMS",
     ),
@@ -158,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except KeyboardInterrupt:
-        print("vesalius: interrupted; run the same command with --resume to go on", file=sys.stderr)
+        print("vesalius: interrupted; the same command goes on (where there is --resume, with it)", file=sys.stderr)
         return 130
 
 

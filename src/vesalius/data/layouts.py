@@ -144,8 +144,9 @@ def _list(folder: Folder) -> list[Entry]:
     if path is None:
         raise VesaliusError("holds no CSV list, or several", path=folder.root, remedy="call the list index.csv")
     entries = read_list(path, folder)
-    listed = {file for entry in entries for file in (entry.path, *entry.masks, entry.target)}
-    others = [str(file) for file in folder.files if folder.root / file not in listed]
+    listed = {file for entry in entries for file in (entry.path, *entry.files, *entry.masks, entry.target)}
+    # A series is listed as its folder.
+    others = [str(file) for file in folder.files if not listed & {folder.root / file, (folder.root / file).parent}]
     if others:
         folder.notes.append(
             f"{len(others)} image files are not in {path.name} and left out (layout folder has all): {shorten(others)}"

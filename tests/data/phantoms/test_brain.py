@@ -125,6 +125,9 @@ def test_dicom_series_of_one_person_lie_on_each_other(tmp_path):
     labels = nibabel.load(tmp_path / "brain_001" / "brain_001_seg.nii.gz")
     assert np.diag([-1, -1, 1, 1]) @ labels.affine == pytest.approx(t1.affine, abs=1e-4)
     assert labels.shape[::-1] == t1.size
+    found = index(tmp_path, tmp_path / "t.parquet", volumes=True)
+    assert found["channels"][0].to_list() == ["t1", "flair"] and found["size"][0].to_list() == [20, 24, 28]
+    assert found["mask_classes"][0].to_list() == ["necrotic core", "oedema", "enhancing tumour"]
 
 
 def test_what_is_asked_for_wrongly_is_named(tmp_path):

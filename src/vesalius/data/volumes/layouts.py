@@ -126,7 +126,7 @@ def with_series(entries: Iterable[Entry]) -> list[Entry]:
     kept: list[Entry] = []
     for entry in entries:
         if entry.path.is_dir():
-            kept.append(replace(entry, files=(entry.path,)))
+            kept.append(replace(entry, files=entry.files or (entry.path,)))
         elif entry.files or entry.channels or entry.masks or entry.frame is not None or ".nii" in entry.path.name:
             kept.append(entry)
         else:
