@@ -1,5 +1,8 @@
+"""Striped images with a table; lets the tests here import `setups` (importlib mode puts no test folder on the path)."""
+
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +10,8 @@ import pytest
 from PIL import Image
 
 from vesalius.data.table import make_table, save_table
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 SIZE = 32
 COUNTS = {"train": 6, "val": 3, "test": 4}

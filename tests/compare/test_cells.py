@@ -7,29 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from setups import SETUP
 
 from vesalius.compare import cells
 from vesalius.compare.arms import Arm, read_arms
-from vesalius.compare.plan import Job, Setup
+from vesalius.compare.plan import Job
 from vesalius.compare.sets import open_study, training_data
 from vesalius.data.datasets import generator
-
-SETUP = Setup(
-    task="classification",
-    classes=("coarse", "fine", "medium"),
-    multilabel=False,
-    lrs=(1e-3, 1e-2),
-    steps=4,
-    batch_size=4,
-    views=3,
-    image_size=32,
-    unit="patient",
-    images="one",
-    published=False,
-    as_published=False,
-    data_hash="",
-    split_hash="",
-)
 
 
 @pytest.fixture

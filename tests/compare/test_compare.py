@@ -36,7 +36,7 @@ def words(table: Path, out: Path, *more: str) -> list[str]:
 def cells(out: Path) -> dict[str, dict]:
     """Name -> cell, without what a clock says, and the code's version."""
     found = {}
-    for path in sorted((out / "cells").rglob("*.json")):
+    for path in sorted((out / "cells").rglob("draw*.json")):
         cell = json.loads(path.read_text())
         del cell["code"]
         for timed in (cell, *cell["trials"]):
@@ -65,11 +65,12 @@ def test_a_comparison_that_is_killed_goes_on_where_it_was(table, whole, tmp_path
     finally:
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
-    done = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("*.json")}
+    done = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("draw*.json")}
     assert 6 <= len(done) < len(cells(whole))
     assert not (out / "report.html").exists()
     assert main(words(table, out, "--workers", "1")) == 0
     assert all(path.stat().st_mtime_ns == when for path, when in done.items())  # none was trained again
+    assert not list(out.rglob(".*"))
     assert cells(out) == cells(whole)
 
 

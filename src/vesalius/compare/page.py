@@ -187,7 +187,7 @@ def show(results: Results, console: Console) -> None:
             if rows:
                 printed = RichTable(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1), pad_edge=False)
                 for number, column in enumerate(columns):
-                    printed.add_column(column, no_wrap=number > 0 and column not in LABELS.values())
+                    printed.add_column(column.replace(" ", "\n") if number == 1 else column, no_wrap=number > 0)
                 for row in rows:
                     printed.add_row(*row)
                 console.print(printed)
@@ -310,16 +310,20 @@ def _p(gain: Mapping[str, Any]) -> str:
 
 def _legend(results: Results) -> str:
     return (
-        f"{label(results['metric']).capitalize()} ± standard error over draws; differences are paired over draws. "
+        f"{_capital(label(results['metric']))} ± standard error over draws; differences are paired over draws. "
         f"p after Holm's correction, * below {SIGNIFICANT}. ↳ a control. Trained: parameters, with the head's. "
         "MB: memory of a training step beside weights and images."
     )
 
 
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _about(table: Mapping[str, Any]) -> str:
     draws = max((len(row["per_draw"]) for row in table["rows"]), default=0)
     images = max((row["images"] for row in table["rows"]), default=0)
-    return f"{_shots(table)}, {images:.0f} images, {draws} draw{'s' if draws > 1 else ''}"
+    return f"{_shots(table)}, {images:.0f} image{'s' if images > 1 else ''}, {draws} draw{'s' if draws > 1 else ''}"
 
 
 def _shots(table: Mapping[str, Any]) -> str:

@@ -152,6 +152,8 @@ def open_comparison(out: Path, setup: Setup, trunks: Mapping[str, str]) -> None:
                 raise VesaliusError(
                     f"holds results of other weights of {name}", path=out, remedy="choose another --out"
                 )
+    for stray in (*(out / "cells").rglob(".*.json"), *(out / "cache").glob(".*")):  # of a kill in the middle of a write
+        stray.unlink()
     write_text(path, json.dumps({"setup": setup.plain(), "trunks": {**known, **trunks}}, indent=2) + "\n")
 
 
