@@ -138,8 +138,8 @@ METHOD = (
     "top-down flips, and AdamW with 10 % warm-up, half a cosine and weight decay 1e-4. Learning rates from "
     f"{', '.join(f'{lr:g}' for lr in RATES)}, one for all that trains, are scored on validation images after training "
     "on two further draws; each arm takes the best one for each seed and number of shots, the smallest of equals. "
-    "Draws to score, draws to choose by, validation and test images have no image in common; the 5-shot set of a draw is "
-    "part of its 10-shot set. A linear head on an attention divided by one constant is not an arm of its own: untrained "
+    "Draws to score, draws to choose by, validation and test images have no image in common; the 5-shot set of a draw "
+    "is part of its 10-shot set. A linear head on an attention divided by one constant is no arm of its own: untrained "
     "prompts (standard deviation 0.02) are that to within two hundredths of a logit, so it is *ept frozen*. EPT has "
     f"{LENGTH} prompts a token (*ept collapsed* one): to 37 tokens what the published 100 are to 197."
 )
