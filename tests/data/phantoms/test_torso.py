@@ -61,7 +61,9 @@ def test_contrast_is_what_was_asked_for_and_look_alikes_have_it_too(contrast):
     for one in volume["lesions"]:
         here = volume["instances"] == one.value
         assert one.voxels == here.sum() > 40
-        assert np.median(hu[binary_erosion(here)]) - liver == pytest.approx(contrast, abs=8)
+        assert np.median(hu[binary_erosion(here)]) - liver == pytest.approx(
+            contrast, abs=12
+        )  # few voxels, each with grain and noise
         assert _label(volume, "liver tumor" if one.tumor else "liver")[here].all()
 
 

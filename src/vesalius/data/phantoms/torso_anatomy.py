@@ -85,7 +85,8 @@ STRUCTURES = {
     "hepatic vessel": Structure("hepatic vessel", 42, 112, 4, _BLOOD),
     "right lung": Structure("right lung", -840, 15, 30, Tissue(0.06, 1200, 30)),
     "left lung": Structure("left lung", -840, 15, 30, Tissue(0.06, 1200, 30)),
-    "lung vessel": Structure("", 30, 90, 10, _BLOOD),
+    "right lung vessel": Structure("right lung", 30, 90, 10, _BLOOD),
+    "left lung vessel": Structure("left lung", 30, 90, 10, _BLOOD),
     "colon wall": Structure("colon", 38, 42, 8, _BOWEL),
     "colon content": Structure("colon", 25, 0, 55, Tissue(0.6, 900, 60)),
     "colon gas": Structure("colon", -980, 0, 10, _GAS),
@@ -205,7 +206,8 @@ def _wall(canvas: Canvas, rng: np.random.Generator) -> Joined:
     chest = (inside > 1) & (above > 0) & (z > -25)
     labels[chest] = np.where(x < 0, NUMBER["right lung"], NUMBER["left lung"])[chest]
     tree = np.abs(Field(rng, 26.0, width=0.35)(canvas.points)) + np.abs(Field(rng, 26.0, width=0.35)(canvas.points))
-    labels[chest & (tree < 0.3)] = NUMBER["lung vessel"]
+    vessel = chest & (tree < 0.3)
+    labels[vessel] = np.where(x < 0, NUMBER["right lung vessel"], NUMBER["left lung vessel"])[vessel]
     labels[chest & (np.abs(x - 4) < 24 - 0.1 * (y + 20)) & (y > -110)] = NUMBER["visceral fat"]
     labels[(inside > 0) & (np.abs(above + 1.5) < 1.6) & (z > -40)] = NUMBER["diaphragm"]
     canvas.paint(NUMBER["visceral fat"], Ellipsoid((16, -82, 102), (68, 56, 52)), over=_numbers("lung"))
