@@ -56,11 +56,13 @@ def whole(table, tmp_path_factory) -> Path:
 def test_a_comparison_that_is_killed_goes_on_where_it_was(table, whole, tmp_path):
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "vesalius.cli", *words(table, out, "--workers", "2")]
-    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        run = subprocess.Popen(command, start_new_session=True, stderr=stream, stdout=stream)
     try:
-        deadline = time.monotonic() + 100
-        while len(cells(out)) < 6:
-            assert run.poll() is None and time.monotonic() < deadline, run.stderr.read()[-500:]
+        deadline = time.monotonic() + 250
+        while len(list((out / "cells").rglob("draw*.json"))) < 6:
+            assert run.poll() is None and time.monotonic() < deadline, log.read_text()[-500:]
             time.sleep(0.02)
     finally:
         os.killpg(run.pid, signal.SIGKILL)

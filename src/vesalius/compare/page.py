@@ -111,7 +111,7 @@ def _details(results: Results) -> list[Block]:
 
 
 def verdicts(results: Results) -> list[str]:
-    """Two sentences a table: what is significantly better than the baseline, and than its own controls."""
+    """One sentence a table: what is significantly better than the baseline, and than its own controls."""
     found = []
     for table in results["tables"]:
         gains = {row["arm"]: row["over_baseline"] for row in table["rows"] if row["over_baseline"]}
@@ -123,7 +123,7 @@ def verdicts(results: Results) -> list[str]:
         }
         if controlled:
             said.append(_sentence(controlled, "its control"))
-        found.append(" ".join(said))
+        found.append("; ".join(said) + ".")
     return found
 
 
@@ -132,13 +132,13 @@ def _sentence(gains: Mapping[str, Mapping[str, Any]], what: str) -> str:
     marked = {f"{name} ({_difference(gain)})": gain["mean"] for name, gain in gains.items() if gain["significant"]}
     better, worse = ([name for name, mean in marked.items() if (mean > 0) == up] for up in (True, False))
     if not gains:
-        return f"nothing to compare with {what}."
+        return f"nothing to compare with {what}"
     if not better:
         most = max(gains, key=lambda name: gains[name]["mean"])
         said = f"no arm is significantly above {what} (most: {most}, {_difference(gains[most])})"
     else:
         said = f"above {what}: {', '.join(better)}"
-    return said + (f"; below {what}: {', '.join(worse)}." if worse else ".")
+    return said + (f"; below {what}: {', '.join(worse)}" if worse else "")
 
 
 def warnings(results: Results) -> list[str]:
@@ -247,7 +247,7 @@ def _columns(table: Mapping[str, Any], metric: str) -> tuple[list[str], list[lis
                 _p(gain) if gain else "",
                 f"{row['trained']:,}".replace(",", " "),
                 f"{row['seconds']:.2f}",
-                f"{row['memory'] / 1e6:.2f}",
+                f"{row['memory'] / 1e6:.1f}",
             ]
         )
     if len({len(row["per_draw"]) for row in table["rows"]}) > 1:
