@@ -59,7 +59,7 @@ class FewShotBudget:
     """
 
     trunk_images: int = 12000
-    trunk_steps: int = 1000
+    trunk_steps: int = 1200
     trunk_batch: int = 64
     steps: int = 60
     batch: int = 8
@@ -351,7 +351,7 @@ def details(results: Mapping[str, Any], out: Path) -> list[Block]:
     rows = []
     for arm, values in summary.items():
         if arm != TRUNK:
-            collapsed = f"{max(values['collapse']['values']):.0e}" if "collapse" in values else None
+            collapsed = f"{max(values['collapse']['values']):.1g}" if "collapse" in values else None
             rates = (", ".join(f"{lr:g}" for lr in values[f"lr_{shots}"]["values"]) for shots in SHOTS)
             rows.append(
                 [short(arm), round(values["trained"]["mean"]), round(values["changed"]["mean"]), collapsed, *rates]
