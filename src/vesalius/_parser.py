@@ -77,7 +77,7 @@ def parse(
     )
     for parameter in list(inspect.signature(function).parameters.values())[len(given) :]:
         if parameter.name == "model" and presets is not None:
-            preset = _chosen(words, "--preset", inspect.signature(function).parameters["preset"].default)
+            preset = chosen(words, "--preset", inspect.signature(function).parameters["preset"].default)
             if preset not in presets:
                 raise ConfigError(f"no preset is called {preset!r}", remedy=nearest(preset, presets))
             parser.add_class_arguments(
@@ -164,7 +164,7 @@ def _sequence_of(hint: Any) -> Any | None:
     return None
 
 
-def _chosen(words: Sequence[str], flag: str, default: str) -> str:
+def chosen(words: Sequence[str], flag: str, default: str) -> str:
     """The value of a flag, found before parsing; in a configuration file too."""
     import yaml
 

@@ -63,12 +63,14 @@ VERBS = {
         positional=("folder",),
     ),
     "pretrain": Verb(
-        "pre-train a foundation model from unlabelled images",
+        "pre-train a foundation model",
         "vesalius.training.verbs:pretrain_system",
         (
             "vesalius pretrain usfm --data us.parquet --preset tiny --out runs/usfm",
             "vesalius pretrain usfm --data us.parquet --preset tiny --out runs/usfm --resume",
             "vesalius pretrain deblurring --data us.parquet --preset paper --devices 8 --precision bf16 --out runs/db",
+            "vesalius pretrain brainsegfounder --data healthy.parquet --stage 1 --out runs/s1",
+            "vesalius pretrain brainsegfounder --data disease.parquet --stage 2 --init runs/s1 --out runs/s2",
         ),
         choices="vesalius.pretrain:SYSTEMS",
         extra="vesalius.training.loop:TrainConfig",
@@ -209,7 +211,7 @@ def _run(name: str, verb: Verb, words: list[str]) -> int:
         words=words,
         given=given,
         positional=verb.positional,
-        presets=_presets(name, first),
+        presets=_presets(name, first, words),
         extra=_find(verb.extra) if verb.extra else None,
         epilog=_examples(verb),
     )
@@ -229,15 +231,15 @@ def _report(result: Any) -> None:
         print(f"page: {_find('vesalius.report.run:run_report')(run)}")
 
 
-def _presets(name: str, first: list[str]) -> dict[str, Any] | None:
+def _presets(name: str, first: list[str], words: list[str]) -> dict[str, Any] | None:
     """By preset, the settings of a pre-training system or of a method of adaptation, which become options."""
     if name == "adapt":
         settings = _find("vesalius.adapt.methods:settings")(first[0])
         return dict.fromkeys(("auto", *_find("vesalius.adapt.adaptation:PRESETS")), settings)
     if name != "pretrain":
         return None
-    home = _find("vesalius.pretrain:SYSTEMS")[first[0]].split(":")[0]
-    return dict(_find(f"{home}:PRESETS"))
+    stage = _find("vesalius._parser:chosen")(words, "--stage", "1")
+    return _find("vesalius.pretrain:stage_presets")(first[0], int(stage) if stage.isdigit() else 1)
 
 
 def _find(place: str) -> Any:

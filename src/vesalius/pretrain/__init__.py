@@ -10,6 +10,7 @@ from vesalius.errors import ConfigError, nearest
 SYSTEMS = {
     "usfm": "vesalius.pretrain.usfm:USFM",
     "deblurring": "vesalius.pretrain.deblurring:Deblurring",
+    "brainsegfounder": "vesalius.pretrain.brainsegfounder:BrainSegFounder",
 }
 
 
@@ -26,3 +27,19 @@ def system(name: str) -> type[Any]:
         raise ConfigError(f"unknown system {name!r}", remedy=nearest(name, SYSTEMS))
     module, _, attribute = SYSTEMS[name].partition(":")
     return getattr(import_module(module), attribute)
+
+
+def stage_presets(name: str, stage: int = 1) -> dict[str, Any]:
+    """The configurations of a system's stage by preset; most systems have one stage.
+
+    Raises:
+        ConfigError: there is no such system, or it has no such stage.
+
+    >>> stage_presets("brainsegfounder", 2)["paper"].lr
+    6e-06
+    """
+    home = import_module(system(name).__module__)
+    stages = getattr(home, "STAGES", {1: home.PRESETS})
+    if stage not in stages:
+        raise ConfigError(f"{name} has no stage {stage}", remedy=f"known: {', '.join(map(str, stages))}")
+    return dict(stages[stage])

@@ -16,25 +16,31 @@ ATLAS variant restores the corrupted crop itself and pushes views of one scan ap
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import polars as pl
 import torch
 from monai.losses import ContrastiveLoss
 from torch import Tensor
 from torch.nn import functional as F
 
+from vesalius.data.datasets import mixed_seed
 from vesalius.data.volumes.contract import VolumeContract
+from vesalius.data.volumes.dataset import PatchView, VolumeDataset
 from vesalius.data.volumes.intensity import Percentiles
 from vesalius.errors import ConfigError
-from vesalius.nn.optim import warmup_cosine
+from vesalius.nn.optim import adamw, warmup_cosine
 from vesalius.nn.swin_ssl import ROTATIONS, SSLOutputs, SwinSSL
 from vesalius.nn.swin_unetr import SwinConfig, SwinEncoder
+from vesalius.pretrain.volumes import Plan, VolumePretraining
+from vesalius.published.networks import architecture
 
 SYSTEM = "brainsegfounder"
-STAGE_2 = {"lr": 6e-6, "steps": 50_000}
-"""What the published second stage changes."""
+BRATS = ("flair", "t1ce", "t1", "t2")
+"""The channels of the published second stage, in its order."""
 _BOXES_AT_ONCE = 128
 
 
@@ -44,7 +50,9 @@ class BrainSegFounderConfig:
 
     Args:
         channels: modalities by name, in the network's order.
+        spacing: mm of a voxel, None for the volumes' own.
         crop: voxels of a crop along D, H and W: multiples of 32, H = W, 64 x 32 x 32 or more.
+        volumes: scans a step; published: 2 on each of 64 GPUs.
         crops_per_volume: drawn from one scan at a time.
         width, depths, heads, window: of the Swin encoder.
         merging: "repaired"; "legacy" only to go on from published weights.
@@ -60,7 +68,9 @@ class BrainSegFounderConfig:
     """
 
     channels: tuple[str, ...] = ("t1", "flair")
+    spacing: tuple[float, float, float] | None = (1.0, 1.0, 1.0)
     crop: tuple[int, int, int] = (96, 96, 96)
+    volumes: int = 128
     crops_per_volume: int = 2
     width: int = 48
     depths: tuple[int, ...] = (2, 2, 6, 2)
@@ -106,22 +116,32 @@ class BrainSegFounderConfig:
     @property
     def contract(self) -> VolumeContract:
         """The volumes that the trunk expects."""
-        return VolumeContract(self.channels, spacing=(1.0, 1.0, 1.0), intensity=Percentiles(), roi=self.crop)
+        return VolumeContract(self.channels, spacing=self.spacing, intensity=Percentiles(), roi=self.crop)
 
 
 PRESETS = {
     "paper": BrainSegFounderConfig(),
     "tiny": BrainSegFounderConfig(
+        spacing=None,
         crop=(64, 32, 32),
+        volumes=4,  # eight crops: fewer leave the contrastive task no candidates
         width=12,
         depths=(2, 2, 2, 2),
         window=4,  # a step in a third of the time
         lr=1e-3,
         weight_decay=1e-2,
-        steps=1000,
-        warmup=50,
+        steps=300,
+        warmup=15,
     ),
 }
+STAGES = {
+    1: PRESETS,
+    2: {
+        "paper": replace(PRESETS["paper"], channels=BRATS, lr=6e-6, steps=50_000),
+        "tiny": replace(PRESETS["tiny"], channels=BRATS, lr=3e-4, steps=150),
+    },
+}
+"""What each stage starts from, by preset."""
 
 
 def build(config: BrainSegFounderConfig) -> SwinSSL:
@@ -265,3 +285,86 @@ def ssl_loss(
 def learning_rate(step: float, config: BrainSegFounderConfig) -> float:
     """Linear warm-up, then half a cosine to 0; it stays there (the published one rises again)."""
     return warmup_cosine(step, total=config.steps, warmup=config.warmup, lr=config.lr)
+
+
+class BrainSegFounder(VolumePretraining):
+    """Pre-training: an encoder with three heads, and how crops of a few scans become a loss.
+
+    Stage 1 and 2 differ in data, channels and schedule (`STAGES`), not in what is computed.
+    """
+
+    SYSTEM = SYSTEM
+    monitor = "val/reconstruction_loss"
+
+    def __init__(self, config: BrainSegFounderConfig = PRESETS["paper"]):
+        super().__init__()
+        self.config, self.contract = config, config.contract
+        self.plan = Plan(images=config.volumes, steps=config.steps)
+        self.network = build(config)
+        self.patch = PatchView(self.contract)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The encoder and its heads: the second stage goes on with both."""
+        heads = {"embedding": self.network.contrastive[-1].out_features, "hidden": None}
+        return {"name": "swin_ssl", "config": {"encoder": architecture(self.network.encoder), **heads}}
+
+    def samples(self, table: pl.DataFrame, cache: Path) -> VolumeDataset:
+        """Scans without the empty border."""
+        return VolumeDataset(table, self.contract, cache=cache, crop=True)
+
+    def view(self, sample: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """Crops ``[crops_per_volume, C, D, S, S]`` in [0, 1] of one scan, and a seed for what happens to them."""
+        crops = [self.patch(sample, generator)["image"] for _ in range(self.config.crops_per_volume)]
+        return {"crops": torch.stack(crops), "seed": mixed_seed(generator.initial_seed(), 1)}
+
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The `views` of all crops of a batch: a crop may be corrupted by one of another scan."""
+        crops = torch.cat([item["crops"] for item in items])
+        return views(crops, self.config, generator=torch.Generator().manual_seed(items[0]["seed"]))
+
+    def forward(self, corrupted: Tensor) -> SSLOutputs:
+        """``[2N, C, D, S, S]`` -> what the three tasks are scored on."""
+        return self.network(corrupted)
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss of a batch of `views` and its terms, and how often the turn was recognised (chance: 1/4)."""
+        c = self.config
+        outputs = self(batch["corrupted"])
+        weights = (c.rotation_weight, c.contrastive_weight, c.reconstruction_weight)
+        terms = ssl_loss(outputs, batch, temperature=c.temperature, weights=weights)
+        recognised = (outputs.rotation.argmax(1) == batch["turns"]).float().mean()
+        return {**terms, "rotation_accuracy": recognised}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+        return self._log("train", batch)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The loss of one batch; views of validation scans are drawn from a fixed seed."""
+        return self._log("val", batch)
+
+    def _log(self, stage: str, batch: dict[str, Tensor]) -> Tensor:
+        terms = self.loss(batch)
+        names = {name: f"{name}_loss" for name in ("rotation", "contrastive", "reconstruction")}
+        values = {f"{stage}/{names.get(name, name)}": value for name, value in terms.items()}
+        self.log_dict(values, batch_size=len(batch["turns"]), sync_dist=stage == "val")
+        return terms["loss"]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW by `learning_rate`, stretched to `total_steps`; biases and norms do not decay (the authors' do)."""
+        c = self.config
+
+        def schedule(step: int) -> float:
+            return learning_rate(step * c.steps / self.total_steps, c)
+
+        return adamw(self, lr=c.lr, schedule=schedule, weight_decay=c.weight_decay)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip at the configuration's norm unless the loop was given another."""
+        self.clip_gradients(optimizer, gradient_clip_val or self.config.grad_clip, gradient_clip_algorithm or "norm")

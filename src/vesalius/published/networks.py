@@ -168,14 +168,27 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def architecture(encoder: Encoder) -> dict[str, Any]:
+KINDS: dict[type[nn.Module], str] = {
+    ConvViT: "convvit",
+    ViT: "vit",
+    SwinEncoder: "swin",
+    SwinUNETR: "swin_unetr",
+    UNet3D: "unet3d",
+    NestedUNet3D: "nested_unet3d",
+    SegResNet: "segresnet",
+    DiNTS: "dints",
+}
+"""The trunks by their class."""
+
+
+def architecture(encoder: Encoder | VolumeTrunk) -> dict[str, Any]:
     """What a card says of an encoder, as it was built: what a method puts in later is the method's own to describe.
 
     >>> from vesalius.nn.vit import ViT, ViTConfig
     >>> architecture(ViT(ViTConfig(image_size=16, width=8, depth=1, heads=1)))["name"]
     'vit'
     """
-    name = "convvit" if isinstance(encoder, ConvViT) else "vit"
+    name = next(name for kind, name in KINDS.items() if isinstance(encoder, kind))
     what = {"name": name, "config": asdict(encoder.config)}
     if not hasattr(encoder, "built_with_prompts"):
         return what

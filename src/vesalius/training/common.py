@@ -34,7 +34,7 @@ def read_splits(data: Data, *, task: str | None) -> tuple[pl.DataFrame, pl.DataF
     return table, train, val
 
 
-def train_options(given: Mapping[str, Any], *, images: int, epochs: int, steps: int, train: int) -> TrainConfig:
+def train_options(given: Mapping[str, Any], *, images: int, train: int, epochs: int = 0, steps: int = 0) -> TrainConfig:
     """How to train: what was given, and the preset's images a step and epochs (or, without epochs, steps)."""
     known = [item.name for item in fields(TrainConfig)]
     for name in given:

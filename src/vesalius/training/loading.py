@@ -53,9 +53,15 @@ class _Guarded(Dataset[Any]):
             return Failed(error)
 
 
-def _collate(items: list[Any]) -> Any:
-    failed = [item for item in items if isinstance(item, Failed)]
-    return failed[0] if failed else default_collate(items)
+class _Collate:
+    """A batch of items, or the first failure among them."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]):
+        self.collate = collate
+
+    def __call__(self, items: list[Any]) -> Any:
+        failed = [item for item in items if isinstance(item, Failed)]
+        return failed[0] if failed else self.collate(items)
 
 
 class Batches(lightning.LightningDataModule):
@@ -70,6 +76,7 @@ class Batches(lightning.LightningDataModule):
         workers: loader processes.
         weights: sampling weights of `train`, None for a permutation an epoch.
         val: samples to validate on, in order.  val_view: their view.
+        collate: items -> a batch; runs in the workers.
     """
 
     def __init__(
@@ -84,8 +91,10 @@ class Batches(lightning.LightningDataModule):
         weights: Sequence[float] | np.ndarray | None = None,
         val: Samples | None = None,
         val_view: Callable[[Any, torch.Generator], Any] | None = None,
+        collate: Callable[[list[Any]], Any] = default_collate,
     ):
         super().__init__()
+        self.collate = collate
         self.train, self.view, self.weights = train, view, weights
         self.val, self.val_view = val, val_view or view
         self.batch_size, self.accumulate, self.seed, self.workers = batch_size, accumulate, seed, workers
@@ -127,7 +136,7 @@ class Batches(lightning.LightningDataModule):
             _Guarded(Draws(cast("Dataset[dict[str, Any]]", samples), view, self.seed)),
             batch_sampler=batches,
             num_workers=self.workers,
-            collate_fn=_collate,
+            collate_fn=_Collate(self.collate),
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

@@ -20,6 +20,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import default_collate
 
 from vesalius.errors import ConfigError, VesaliusError
 from vesalius.training.callbacks import AtomicCheckpoints, Bar, Checkpoints, Curve, Steps, read_metrics
@@ -102,8 +103,9 @@ def fit(
     """Train `module` and leave it with its final weights (the average, where there is one).
 
     Args:
-        module: has `view(sample, generator)`, run by the loader workers, and optionally `val_view`; `total_steps` is
-            set on it before its `configure_optimizers` is called. It logs its validation as "val/...".
+        module: has `view(sample, generator)`, run by the loader workers, and optionally `val_view` and
+            `collate(items)`, which makes a batch; `total_steps` is set on it before its `configure_optimizers` is
+            called. It logs its validation as "val/...".
         train: samples, map-style.
         out: the run folder, made here or by `open_run`; None trains in memory.
         config: how to train.
@@ -136,6 +138,7 @@ def fit(
         weights=weights,
         val=val,
         val_view=getattr(module, "val_view", None),
+        collate=getattr(module, "collate", default_collate),
     )
     curve = Curve(run, every=config.log_every, always=config.save_every)
     callbacks: list[Callback] = [Steps(batches), curve]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,9 @@ from vesalius.data.datasets import ImageDataset, generator
 from vesalius.data.table import label_names, load_table, select
 from vesalius.errors import ConfigError, VesaliusError, nearest
 from vesalius.nn.encoder import Encoder
+from vesalius.pretrain import stage_presets
 from vesalius.pretrain import system as system_class
+from vesalius.pretrain.volumes import VolumePretraining
 from vesalius.published.card import Card
 from vesalius.published.load import FAMILIES, save_weights
 from vesalius.published.networks import architecture
@@ -52,21 +53,26 @@ def pretrain_system(
     data: Data,
     out: str | Path,
     preset: str = "tiny",
+    stage: int = 1,
     model: Mapping[str, Any] | None = None,
     init: str | None = None,
+    cache: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
     **training: Any,
 ) -> dict[str, Any]:
-    """Pre-train a foundation model from the training images of a table; labels are not used.
+    """Pre-train a foundation model from the training images of a table; labels are used only where a system says so.
 
     Args:
-        system: usfm or deblurring.
+        system: usfm, deblurring (images), brainsegfounder (volumes).
         data: one or several tables (.parquet) made by `index`.
         out: the run folder.
         preset: tiny (a laptop's CPU), or paper.
+        stage: 2 is brainsegfounder's second one, which goes on from `init` with the scans of the disease.
         model: settings of the system that differ from the preset's.
-        init: continue from this backbone (a run folder, a weights file, SYSTEM:FILE) in place of random weights.
+        init: continue from this backbone (a run folder, a weights file, SYSTEM:FILE) in place of random weights;
+            channels of volumes are matched by name.
+        cache: folder of prepared volumes, which runs may share; by default "cache" beside the run's folder.
         resume: continue this run.
         progress: show a progress bar.
         training: fields of `TrainConfig`: steps, batch_size, seed, precision, devices, ...; steps and batch_size are
@@ -90,25 +96,26 @@ def pretrain_system(
     True
     """
     module_type = system_class(system)
-    presets = import_module(module_type.__module__).PRESETS
+    presets = stage_presets(system, stage)
     if preset not in presets:
         raise ConfigError(f"{system} has no preset {preset!r}", remedy=nearest(preset, presets))
     config = override(presets[preset], model or {})
-    table, train, val = read_splits(data, task=None)
-    epochs, images = PRETRAINING[system] if preset.startswith("paper") else (0, TINY_PRETRAINING[1])
-    options = train_options(training, images=images, epochs=epochs, steps=TINY_PRETRAINING[0], train=len(train))
-    torch.manual_seed(options.seed)
+    table, train, val = read_splits(data, task=getattr(module_type, "LEARNS_FROM", None))
+    torch.manual_seed(training.get("seed") or 0)
     module = module_type(config)
-    source = initialise(module.encoder, init) if init else None
+    volumes = isinstance(module, VolumePretraining)
+    options = train_options(training, train=len(train), **(asdict(module.plan) if volumes else _plan(system, preset)))
+    source = None
+    if init:
+        source = module.initialise(init) if volumes else initialise(module.encoder, init)
     record = {"verb": "pretrain", "system": system, "preset": preset, "model": asdict(config), "init": init}
+    if stage != 1:
+        record["stage"] = stage
     run = open_training(out, record, table, options, data, resume=resume)
     if is_first_process():
         write_seen(run, train=train, val=val, backbone=seen_by(init))
-    blurs = module.contract.blur is not None  # the sharp image is then what is to be restored
-    sets = [
-        None if part.is_empty() else ImageDataset(part, module.contract, cache=fits_memory(part), sharp=blurs)
-        for part in (train, val)
-    ]
+    folder = Path(cache) if cache is not None else run.path.parent / "cache"
+    sets = [None if part.is_empty() else _unlabelled(module, part, folder) for part in (train, val)]
     assert sets[0] is not None
     summary = fit(
         module,
@@ -117,22 +124,43 @@ def pretrain_system(
         options,
         val=sets[1],
         weights=module.sampling_weights(train["organ"].to_list()),
+        monitor=module.monitor if volumes else "val/loss",
         resume=resume,
         progress=progress,
     )
     if is_first_process():
+        if volumes:
+            load_best(module, run.path)
+        what = "volumes" if volumes else "images"
         card = Card(
             system=system,
-            part="backbone",
-            architecture=architecture(module.encoder),
+            part=module.PART if volumes else "backbone",
+            architecture=module.architecture if volumes else architecture(module.encoder),
             contract=module.contract,
-            source=f"pre-trained on {len(train)} images, {options.steps} steps" + (f", from {init}" if init else ""),
+            source=f"pre-trained on {len(train)} {what}, {options.steps} steps" + (f", from {init}" if init else ""),
             licence=source.licence if source else "",
             citation=FAMILIES[system].citation,
+            classes=module.classes if volumes else (),
+            notes=source.notes if source and volumes else (),
         )
-        save_weights(module.encoder, run.path, card)
+        save_weights(module.network if volumes else module.encoder, run.path, card)
         say(run, summary)
     return {**summary, "run": str(run.path)}
+
+
+def _plan(system: str, preset: str) -> dict[str, int]:
+    """How a 2-D system trains by default."""
+    if preset.startswith("paper"):
+        return dict(zip(("epochs", "images"), PRETRAINING[system], strict=True))
+    return dict(zip(("steps", "images"), TINY_PRETRAINING, strict=True))
+
+
+def _unlabelled(module: Any, part: pl.DataFrame, cache: Path) -> Any:
+    """The samples that a system learns from; `cache` is for volumes."""
+    if isinstance(module, VolumePretraining):
+        return module.samples(part, cache)
+    blurs = module.contract.blur is not None  # the sharp image is then what is to be restored
+    return ImageDataset(part, module.contract, cache=fits_memory(part), sharp=blurs)
 
 
 def adapt_backbone(
