@@ -61,11 +61,11 @@ class FewShotBudget:
     trunk_images: int = 12000
     trunk_steps: int = 1200
     trunk_batch: int = 64
-    steps: int = 60
+    steps: int = 40
     batch: int = 8
     draws: int = 10
     tuning: int = 2
-    validation: int = 200
+    validation: int = 150
     test: int = 400
 
     def with_steps(self, steps: int) -> FewShotBudget:
