@@ -33,7 +33,7 @@ def test_components_beyond_two_stay_right():
 @pytest.mark.parametrize("key", [key for key, table in DATASETS.items() if table.values and not table.within])
 def test_values_survive_a_round_trip(key):
     table = DATASETS[key]
-    apart = _row(sum(([value, 0] for value in table.values), []))
+    apart = _row([number for value in table.values for number in (value, 0)])
     masks, _ = table.channels(apart, NAMES)
     np.testing.assert_array_equal(paint(masks, table.export, NAMES), apart)
 

@@ -6,4 +6,4 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "large: builds a ViT-B sized network (seconds each)")
+    config.addinivalue_line("markers", "large: builds a ViT-B sized network or reads a large volume (seconds each)")

@@ -8,8 +8,10 @@ from monai.networks.nets import SwinUNETR as MonaiSwinUNETR
 from monai.networks.nets.swin_unetr import PatchMerging
 
 from vesalius.errors import WeightsError
+from vesalius.nn.language_head import LanguageDriven
 from vesalius.nn.swin_ssl import SwinSSL
 from vesalius.nn.swin_unetr import LegacyPatchMerging, SwinConfig, SwinEncoder
+from vesalius.nn.unet3d import UNet3D, UNet3DConfig
 from vesalius.published.card import Card
 from vesalius.published.fixture import weight_rule
 from vesalius.published.load import convert, load, load_weights
@@ -114,9 +116,9 @@ def test_nothing_is_lost_in_silence(tmp_path, published):
     with pytest.raises(WeightsError, match="does not load as brainsegfounder"):
         load("brainsegfounder", file, part="segmentation")
     half = {name: tensor for name, tensor in state.items() if not name.startswith("decoder1")}
-    with pytest.raises(WeightsError, match="missing .* tensors"):
+    with pytest.raises(WeightsError, match=r"missing .* tensors"):
         load("brainsegfounder", _write(half, tmp_path / "half.pt"), part="segmentation")
-    with pytest.raises(WeightsError, match="its keys fit .*brainsegfounder segmentation"):
+    with pytest.raises(WeightsError, match=r"its keys fit .*brainsegfounder segmentation"):
         load("universal", _write(state, tmp_path / "whole.pt"), part="segmentation")
 
 
@@ -144,3 +146,34 @@ def test_universal_layouts_with_and_without_backbone(tmp_path, published):
     assert network.card.classes == ("spleen", "kidney_right", "kidney_left")
     assert network.card.architecture["config"]["encoding"] == "learned"
     assert load("universal", file).decoder_channels == WIDTH
+
+
+def test_a_controller_a_class(tmp_path):
+    torch.manual_seed(0)
+    trunk = UNet3D(UNet3DConfig(width=4))
+    ours = LanguageDriven(trunk, classes=["a", "b"], embedding=16, controller="per_class", width=8).eval()
+    ours.head.embedding.normal_()
+    names = {"head.image.0": "GAP.0", "head.image.4": "GAP.3", "head.voxel": "precls_conv"}
+    names |= {"head.controller": "controllers", "head.embedding": "organ_embedding"}
+    for level, size in enumerate((64, 128, 256, 512)):
+        names |= {f"encoder.down.{level}": f"backbone.down_tr{size}"}
+    for level, size in enumerate((256, 128, 64)):
+        names |= {
+            f"encoder.up.{level}": f"backbone.up_tr{size}.up_conv",
+            f"encoder.join.{level}": f"backbone.up_tr{size}",
+        }
+    layers = {"0.": "ops.0.conv1.", "1.": "ops.0.bn1.", "3.": "ops.1.conv1.", "4.": "ops.1.bn1."}
+    state = {}
+    for name, tensor in ours.state_dict().items():
+        known = next(start for start in names if name.startswith(start))
+        rest = name.removeprefix(f"{known}.") if name != known else ""
+        if ".down." in name or ".join." in name:
+            rest = layers[rest[:2]] + rest[2:]
+        if name.endswith("weight") and tensor.ndim == 2:
+            tensor = tensor[:, :, None, None, None]
+        state[f"module.{names[known]}.{rest}".removesuffix(".")] = tensor
+    torch.save({"net": state}, tmp_path / "continual.pth")
+    network = load("universal", tmp_path / "continual.pth", part="segmentation")
+    volume = torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(network(volume), ours(volume))

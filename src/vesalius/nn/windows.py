@@ -22,7 +22,7 @@ def legacy_gaussian(roi: Sequence[int]) -> Tensor:
         roi: voxels of the window.
 
     Returns:
-        ``roi``-shaped weights in [0.001, 1]; `monai.inferers.sliding_window_inference` takes them as roi_weight_map.
+        ``roi``-shaped weights in [0.001, 1], for `vesalius.evaluation.sliding.sliding_window`.
 
     >>> legacy_gaussian((4,)).argmax().item(), legacy_gaussian((16, 16, 16)).min().item() > 9e-4
     (2, True)

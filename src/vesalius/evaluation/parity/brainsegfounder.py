@@ -18,8 +18,6 @@ from vesalius.published.fixture import Fixture
 from vesalius.published.load import load
 from vesalius.tasks.brats import labels, regions
 
-OVERSAMPLED = 3  # the fixture's own sampling error takes up half of its tolerance
-
 
 def pretraining(fixture: Fixture, file: Path) -> Outputs:
     """The three heads and the encoder's maps."""
@@ -71,7 +69,7 @@ def cutout_statistics(fixture: Fixture, file: Path) -> Outputs:
     for text, draws in c["draws"].items():
         side = int(text)
         draw = partial(draw_boxes, (side,) * 3, share=c["max_drop"], low=c["tolerance"], high=c["max_block"])
-        passes = [draw(generator=generator(0, n)) for n in range(OVERSAMPLED * draws)]
+        passes = [draw(generator=generator(0, n)) for n in range(draws)]
         empty = torch.zeros(1, side, side, side, dtype=torch.bool)
         shares = np.array([float(paste(empty, boxes, ~empty).sum()) / side**3 for boxes in passes])
         counts = np.array([len(boxes) for boxes in passes])

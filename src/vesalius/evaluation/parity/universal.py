@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
 from torch import Tensor
 
 from vesalius.data.abdomen import DATASETS, NAMES, dataset_of
 from vesalius.data.label_tables import paint
 from vesalius.evaluation.parity.common import Adapter, Outputs, image_of, tensor
+from vesalius.evaluation.sliding import sliding_window
 from vesalius.nn.language_head import dynamic_head
 from vesalius.nn.windows import legacy_gaussian
 from vesalius.pretrain.universal import UniversalConfig, learning_rate, partial_loss
@@ -92,14 +92,19 @@ def sliding(fixture: Fixture, file: Path) -> Outputs:
     roi, outputs = tuple(fixture.config["roi"]), {}
     for name in fixture.outputs:
         mode, overlap, *old = name.split("_")
-        outputs[name] = sliding_window_inference(
-            image_of(fixture),
-            roi,
-            1,
-            _ramp,
-            overlap=int(overlap) / 100,
-            mode=mode,
-            roi_weight_map=legacy_gaussian(roi) if old else None,
+        outputs[name] = np.stack(
+            [
+                sliding_window(
+                    _ramp,
+                    volume,
+                    roi=roi,
+                    decide=lambda scores: scores,
+                    overlap=int(overlap) / 100,
+                    blending=mode,
+                    weights=legacy_gaussian(roi) if old else None,
+                )
+                for volume in image_of(fixture)
+            ]
         )
     return outputs
 
