@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ def head(fixture: Fixture, file: Path) -> Outputs:
 
 def dataset_labels(fixture: Fixture, file: Path) -> Outputs:
     """Raw labels of every dataset as classes, a bit each, and the classes that it labels."""
-    outputs = {}
+    outputs: dict[str, Any] = {}
     for key, case in fixture.config.items():
         masks, labelled = dataset_of(case["name"]).channels(fixture.inputs[f"raw_{key}"], NAMES)
         outputs |= {f"bits_{key}": _bits(masks), f"known_{key}": _bits(labelled)}
@@ -68,7 +69,8 @@ def schedule(fixture: Fixture, file: Path) -> Outputs:
 
 def merge_back(fixture: Fixture, file: Path) -> Outputs:
     """Predictions in each dataset's own values, without and with sides."""
-    masks, outputs = fixture.inputs["prediction"], {}
+    masks = fixture.inputs["prediction"]
+    outputs: dict[str, Any] = {}
     for name in fixture.outputs:
         version, key = name.split("_", 1)
         table = DATASETS[key]
@@ -80,7 +82,7 @@ def postprocess(fixture: Fixture, file: Path) -> Outputs:
     """Both rule sets on predictions, a bit a class."""
     bits = fixture.inputs["bits"]
     masks = np.stack([(bits >> row) & 1 for row in range(len(NAMES))]).astype(bool)
-    outputs = {}
+    outputs: dict[str, Any] = {}
     for rules in ("universal", "atlas"):
         cleaned = clean(masks, rules=rules)
         outputs |= {rules: _bits(cleaned), f"{rules}_count": cleaned.sum((1, 2, 3))}
@@ -89,7 +91,8 @@ def postprocess(fixture: Fixture, file: Path) -> Outputs:
 
 def sliding(fixture: Fixture, file: Path) -> Outputs:
     """Windows blended by constant or Gaussian weights, at every overlap that is asked for."""
-    roi, outputs = tuple(fixture.config["roi"]), {}
+    roi = tuple(fixture.config["roi"])
+    outputs: dict[str, Any] = {}
     for name in fixture.outputs:
         mode, overlap, *old = name.split("_")
         outputs[name] = np.stack(
