@@ -85,7 +85,7 @@ SYSTEMS = {
             "labelled cases a class, and stands beside every method that it must beat and its own untrained prompts."
         ),
         weights="files of the authors' code (mmcls layout), with EPT's prompts, VPT's or none; none is published",
-        licence="none in force (the authors' README names Apache 2.0, the licence file is missing)",
+        licence="Apache 2.0 by the README of the authors' code, whose licence file is missing",
         doi="10.1016/j.media.2024.103258",
         bibtex="""@article{zu2024embedded,
   title   = {Embedded prompt tuning: Towards enhanced calibration of pretrained models
