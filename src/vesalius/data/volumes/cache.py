@@ -121,7 +121,10 @@ class VolumeCache:
 
     def _sha256(self, path: Path) -> str:
         """A file's hash, which is kept until the file changes: hashing a large set takes minutes."""
-        stat = path.stat()
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise VesaliusError("is not there", path=path, remedy="put it back, or index again") from error
         known = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
         note = self.folder / "hashes" / hashlib.sha256(known.encode()).hexdigest()[:32]
         if not note.exists():
