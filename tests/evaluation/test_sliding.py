@@ -8,18 +8,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import highdicom
 import nibabel
 import numpy as np
 import pytest
 import torch
 from monai.inferers import sliding_window_inference
+from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
+from vesalius.data.phantoms.volume_files import write_series
 from vesalius.data.volumes.contract import VolumeContract
 from vesalius.data.volumes.intensity import Window
 from vesalius.errors import ConfigError, VesaliusError
 from vesalius.evaluation.sliding import above, argmax, segment_volume, sliding_memory, sliding_window
-from vesalius.images import read_volume
+from vesalius.images import read_segmentation, read_volume, write_mask
 
 VOLUME = torch.randn(2, 17, 23, 14, generator=torch.Generator().manual_seed(0))
 
@@ -88,6 +91,29 @@ def test_an_image_is_placed_predicted_and_put_back(tmp_path: Path) -> None:
     assert np.array_equal(labels, image.array[0] > 0)
     coarse = VolumeContract(("CT",), spacing=(3, 3, 3), intensity=Window(-100, 100), roi=(8, 8, 8))
     assert segment_volume(bright, image, coarse).shape == image.size
+
+
+def test_a_predicted_series_is_the_same_as_segmentation_and_as_nifti(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).integers(-300, 300, (7, 12, 10)).astype(np.int16)
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", [20, -35, 110], degrees=True).as_matrix() * (0.8, 1.2, -3.5)
+    affine[:3, 3] = 10, -20, 30  # oblique, anisotropic, and from the head down
+    write_series(voxels, affine, tmp_path / "ct", modality="CT", identity="p", series="thin")
+    image = read_volume(tmp_path / "ct")
+    contract = VolumeContract(("CT",), spacing=(2, 2, 2), intensity=Window(-100, 100), roi=(8, 8, 8))
+    labels = segment_volume(lambda window: torch.cat([0.5 - window, window - 0.5], dim=1), image, contract)
+    assert 0.2 < labels.mean() < 0.8
+    write_mask(labels, image, tmp_path / "seg.dcm", classes=["bright"])
+    write_mask(labels, image, tmp_path / "seg.nii.gz", classes=["bright"])
+    assert np.array_equal(read_segmentation(tmp_path / "seg.dcm", image)[0], labels)
+    nifti = read_volume(tmp_path / "seg.nii.gz")
+    assert np.array_equal(nifti.array[0], labels) and np.allclose(nifti.affine, image.affine, atol=1e-3)
+    # highdicom's own volume, voxel by voxel in patient space
+    volume = highdicom.seg.segread(tmp_path / "seg.dcm").get_volume(combine_segments=True)
+    rows = np.argwhere(volume.array > 0)
+    at = np.linalg.inv(nifti.affine) @ volume.affine @ np.c_[rows, np.ones(len(rows))].T
+    column, row, slice_ = np.rint(at[:3]).astype(int)
+    assert len(rows) == labels.sum() and labels[slice_, row, column].all()
 
 
 MEASURE = """
