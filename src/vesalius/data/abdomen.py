@@ -1,42 +1,19 @@
 """The Universal Model's 32 classes of abdominal CT and its 19 datasets, as the authors' code has them.
 
-Facts of the release (Liu 2024, github.com/ljwztc/CLIP-Driven-Universal-Model), kept in ``abdomen.json``: the order of
-the classes is that of the published outputs, and two prompts are misspelt as the published embeddings were made.
+Facts of the release (Liu 2024, github.com/ljwztc/CLIP-Driven-Universal-Model), kept in ``abdomen.yaml`` (classes)
+and ``abdomen.json`` (datasets, with the values that each exports): the order of the classes is that of the outputs.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from vesalius.data.class_tables import ClassTable
 from vesalius.data.label_tables import LabelTable
 from vesalius.errors import ConfigError, nearest
-
-PROMPT = "A computerized tomography of a {}"
-"""The template of the class embeddings."""
-
-
-@dataclass(frozen=True)
-class OrganClass:
-    """One class.
-
-    Args:
-        name: identifier, as in file names.  title: for people.  kind: organ, tumor or cyst.
-        prompt: the text whose embedding was published.
-        organs: that a tumour or cyst lies in.
-        most, least: components that AbdomenAtlas keeps of it, each of more than `least` voxels; 0 for organs.
-    """
-
-    name: str
-    title: str
-    kind: str
-    prompt: str
-    organs: tuple[str, ...] = ()
-    most: int = 0
-    least: int = 0
 
 
 def _table(entry: dict[str, Any]) -> LabelTable:
@@ -50,9 +27,10 @@ def _table(entry: dict[str, Any]) -> LabelTable:
     )
 
 
+TEMPLATE = ClassTable.load()
+"""The published classes, and what the datasets call them."""
+CLASSES, NAMES = TEMPLATE.classes, TEMPLATE.names
 _FACTS = json.loads(files("vesalius.data").joinpath("abdomen.json").read_text(encoding="utf-8"))
-CLASSES = tuple(OrganClass(**{**entry, "organs": tuple(entry.get("organs", ()))}) for entry in _FACTS["classes"])
-NAMES = tuple(organ.name for organ in CLASSES)
 DATASETS = {entry["key"]: _table(entry) for entry in _FACTS["datasets"]}
 """Key of the published code ("04" LiTS, "10_07" MSD pancreas, ...) -> its label table."""
 

@@ -13,23 +13,25 @@ from typing import Literal
 import numpy as np
 from scipy import ndimage
 
-from vesalius.data.abdomen import CLASSES, NAMES
+from vesalius.data.abdomen import NAMES, TEMPLATE
+from vesalius.data.class_tables import ClassTable
 from vesalius.data.label_tables import CONNECTIVITY
 from vesalius.tasks.lungs import lung_pair, separate_lungs
 
 Rules = Literal["universal", "atlas"]
-AROUND = np.ones((5, 5, 5), dtype=bool)  # voxels that a tumour may reach beyond its organ
-VEIN, PANCREAS, LUNGS = "portal_vein_and_splenic_vein", "pancreas", ("lung_right", "lung_left")
-CONFINED = ("kidney_tumor", "liver_tumor")
-UNTOUCHED = ("hepatic_vessel",)
+AROUND = np.ones((5, 5, 5), dtype=bool)
+"""Voxels that a tumour may reach beyond its organ."""
 
 
-def clean(masks: np.ndarray, classes: Sequence[str] = NAMES, *, rules: Rules = "universal") -> np.ndarray:
+def clean(
+    masks: np.ndarray, classes: Sequence[str] = NAMES, *, rules: Rules = "universal", table: ClassTable = TEMPLATE
+) -> np.ndarray:
     """Post-process predictions.
 
     Args:
-        masks: ``[K, D, H, W]`` of `classes`, names of `vesalius.data.abdomen`; a class of another name stays as it is.
+        masks: ``[K, D, H, W]`` of `classes`, names of `table`; a class of another name stays as it is.
         rules: "universal" or "atlas".
+        table: what the classes are, and the rule of each.
 
     Returns:
         ``[K, D, H, W]`` bool.
@@ -43,25 +45,27 @@ def clean(masks: np.ndarray, classes: Sequence[str] = NAMES, *, rules: Rules = "
     """
     raw = {name: np.asarray(mask, dtype=bool) for name, mask in zip(classes, masks, strict=True)}
     empty = np.zeros(masks.shape[1:], dtype=bool)
-    kinds = {organ.name: organ for organ in CLASSES}
-    done: dict[str, np.ndarray] = {}
+    kinds = {entry.name: entry for entry in table.classes}
+    done = dict(raw)
     for name, mask in raw.items():
-        organ = kinds.get(name)
-        if organ is None or name in UNTOUCHED or name in LUNGS:
-            done[name] = mask
-        elif name == VEIN:
-            done[name] = above(mask, largest(raw.get(PANCREAS, empty)))
-        elif organ.kind == "organ":
+        entry = kinds.get(name)
+        if entry is None:
+            continue
+        organs = [raw.get(organ, empty) for organ in entry.organs]
+        if entry.rule == "largest":
             done[name] = largest(mask)
-        else:
-            if name in CONFINED:
-                union = np.logical_or.reduce([raw.get(side, empty) for side in organ.organs])
-                mask = inside(mask, largest(union, len(organ.organs)))
-            done[name] = largest(mask, organ.most, least=organ.least) if rules == "atlas" else mask
-    if set(LUNGS) & set(raw):
-        union = raw.get(LUNGS[0], empty) | raw.get(LUNGS[1], empty)
-        right, left = separate_lungs(union) if rules == "atlas" else lung_pair(union) or (empty, empty)
-        done |= {name: side for name, side in zip(LUNGS, (right, left), strict=True) if name in raw}
+        elif entry.rule == "above":
+            done[name] = above(mask, largest(np.logical_or.reduce([empty, *organs])))
+        elif entry.rule == "inside":
+            around = largest(np.logical_or.reduce([empty, *organs]), len(organs))
+            done[name] = inside(mask, around)
+        if rules == "atlas" and entry.most:
+            done[name] = largest(done[name], entry.most, least=entry.least)
+    for sides in table.pairs.values():
+        if all(kinds[side].rule == "sides" for side in sides) and set(sides) & set(raw):
+            both = np.logical_or.reduce([raw.get(side, empty) for side in sides])
+            parted = separate_lungs(both) if rules == "atlas" else lung_pair(both) or (empty, empty)
+            done |= {side: part for side, part in zip(sides, parted, strict=True) if side in raw}
     return np.stack([done[name] for name in classes])
 
 

@@ -26,7 +26,7 @@ from vesalius.data.table import MASK_SEPARATOR
 from vesalius.data.volumes.cases import is_nifti, probe_case
 from vesalius.data.volumes.contract import VolumeContract
 from vesalius.data.volumes.memory import gib
-from vesalius.data.volumes.prepare import Prepared, prepare
+from vesalius.data.volumes.prepare import Prepared, Relabel, prepare
 from vesalius.errors import VesaliusError
 from vesalius.files import output_folder, sha256, write_text
 
@@ -43,6 +43,7 @@ class VolumeCache:
         contract: what the network reads; its ``roi`` makes no difference.
         classes: names of the masks' values, None for no masks.
         crop: leave out the border without foreground.
+        relabel: of `prepare`.
 
     Raises:
         VesaliusError: the folder cannot be written.
@@ -55,11 +56,14 @@ class VolumeCache:
         *,
         classes: Sequence[str] | None = None,
         crop: bool = False,
+        relabel: Relabel | None = None,
     ) -> None:
         self.folder = output_folder(folder)
-        self.contract, self.crop = contract, crop
+        self.contract, self.crop, self.relabel = contract, crop, relabel
         self.classes = None if classes is None else list(classes)
         what = {**contract.to_dict(), "roi": None, "classes": self.classes, "crop": crop, "version": VERSION}
+        if relabel is not None:
+            what["relabel"] = relabel.key
         self._transform = json.dumps(what, sort_keys=True)
         self._keys: dict[str, str] = {}
 
@@ -92,7 +96,8 @@ class VolumeCache:
         if not entry.is_dir():
             with self._locked(entry.name):
                 if not entry.is_dir():  # another process may have been first
-                    self._write(entry, prepare(row, self.contract, classes=self.classes, crop=self.crop), row)
+                    options: dict[str, Any] = {"classes": self.classes, "crop": self.crop, "relabel": self.relabel}
+                    self._write(entry, prepare(row, self.contract, **options), row)
         try:
             arrays = {
                 name: np.load(entry / f"{name}.npy", mmap_mode="c" if name in ("image", "mask") else None)
@@ -114,7 +119,9 @@ class VolumeCache:
         """The folder of a row's case, by what is in its files and what is done to them."""
         name = f"{row['path']}|{row['mask']}|{row['frame']}"
         if name not in self._keys:
-            parts = [self._transform, json.dumps([row["channels"], row["mask_classes"], row["frame"]])]
+            told = [row["channels"], row["mask_classes"], row["frame"]]
+            told += [] if self.relabel is None else [row["annotated"]]
+            parts = [self._transform, json.dumps(told)]
             parts += [self._sha256(path) for path in _sources(row, masks=self.classes is not None)]
             self._keys[name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
         return self.folder / self._keys[name]

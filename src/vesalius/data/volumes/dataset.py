@@ -20,7 +20,7 @@ from vesalius.data.datasets import Sample
 from vesalius.data.table import mask_names, select
 from vesalius.data.volumes.cache import VolumeCache
 from vesalius.data.volumes.contract import VolumeContract
-from vesalius.data.volumes.prepare import prepare
+from vesalius.data.volumes.prepare import Relabel, prepare
 from vesalius.errors import ConfigError, VesaliusError, nearest
 
 TASKS = ("segmentation",)
@@ -46,6 +46,7 @@ class VolumeDataset(Dataset[Sample]):
         cache: folder of prepared cases, which are made now where they are missing; None to prepare a case anew each
             time that it is asked for.
         crop: leave out the border without foreground.
+        relabel: of `vesalius.data.volumes.prepare.prepare`.
 
     Raises:
         ConfigError: an unknown task or class.
@@ -61,6 +62,7 @@ class VolumeDataset(Dataset[Sample]):
         classes: Sequence[str] = (),
         cache: str | Path | None = None,
         crop: bool = False,
+        relabel: Relabel | None = None,
     ) -> None:
         if task is not None and task not in TASKS:
             raise ConfigError(f"unknown task {task!r} for volumes", remedy=nearest(task, TASKS))
@@ -79,14 +81,16 @@ class VolumeDataset(Dataset[Sample]):
                 f"{lacking} of {len(table)} volumes have no mask",
                 remedy=f"use the rows of vesalius.data.table.select(table, task={task!r})",
             )
-        self.table, self.contract, self.task, self.crop = table, contract, task, crop
+        self.table, self.contract, self.task, self.crop, self.relabel = table, contract, task, crop, relabel
         self._rows = table.to_dicts()
         known = mask_names(table) if task == "segmentation" else ()
         self.classes = tuple(classes) or known
         if known and not set(known) & set(self.classes):
             raise ConfigError(f"no volume has the class {self.classes[0]!r}", remedy=nearest(self.classes[0], known))
         self._numbered = list(self.classes) if task == "segmentation" else None
-        self.cache = None if cache is None else VolumeCache(cache, contract, classes=self._numbered, crop=crop)
+        self.cache = (
+            None if cache is None else VolumeCache(cache, contract, classes=self._numbered, crop=crop, relabel=relabel)
+        )
         if self.cache is not None:
             self.cache.build(self._rows)
 
@@ -98,7 +102,7 @@ class VolumeDataset(Dataset[Sample]):
         if self.cache is not None:
             case = self.cache.get(row)
         else:
-            case = prepare(row, self.contract, classes=self._numbered, crop=self.crop)
+            case = prepare(row, self.contract, classes=self._numbered, crop=self.crop, relabel=self.relabel)
         sample: Sample = {
             "image": torch.from_numpy(case.image),
             "limits": torch.from_numpy(case.limits),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -38,8 +38,24 @@ class Prepared:
     points: np.ndarray
 
 
+class Relabel(Protocol):
+    """What is done to a whole mask before it is stored, such as telling left from right."""
+
+    @property
+    def key(self) -> str:
+        """All that the result depends on, beside mask and row."""
+
+    def __call__(self, mask: np.ndarray, row: Mapping[str, Any], /) -> np.ndarray:
+        """``[D, H, W]`` uint8 on the network's voxels -> the same in other values, 0 and 255 as they were."""
+
+
 def prepare(
-    row: Mapping[str, Any], contract: VolumeContract, *, classes: Sequence[str] | None = None, crop: bool = False
+    row: Mapping[str, Any],
+    contract: VolumeContract,
+    *,
+    classes: Sequence[str] | None = None,
+    crop: bool = False,
+    relabel: Relabel | None = None,
 ) -> Prepared:
     """Read a row's case and place it.
 
@@ -48,6 +64,7 @@ def prepare(
         contract: what the network reads.
         classes: names of the mask's values in the result; None for no mask.
         crop: leave out the border without foreground.
+        relabel: what is done to the mask before anything is cut off.
 
     Raises:
         VesaliusError: the case cannot be read or placed, or its mask does not lie on it.
@@ -56,11 +73,13 @@ def prepare(
     placed = contract.place(image)
     limits = np.array([contract.intensity.fit(channel) for channel in placed], np.float32)
     mask = None if classes is None else _mask(row, image, contract, classes)
+    if mask is not None and relabel is not None:
+        mask = relabel(mask, row)
     if crop:
         box = foreground_box(np.logical_or.reduce([contract.intensity.foreground(channel) for channel in placed]))
         placed = np.ascontiguousarray(placed[(slice(None), *box)])
         mask = None if mask is None else np.ascontiguousarray(mask[box])
-    return Prepared(placed, limits, mask, _points(mask, len(classes or ())))
+    return Prepared(placed, limits, mask, _points(mask))
 
 
 def _mask(row: Mapping[str, Any], image: Image, contract: VolumeContract, classes: Sequence[str]) -> np.ndarray:
@@ -100,12 +119,12 @@ def _check_on(part: Image, grid: Grid, image: Image, image_grid: Grid) -> None:
         )
 
 
-def _points(mask: np.ndarray | None, count: int) -> np.ndarray:
+def _points(mask: np.ndarray | None) -> np.ndarray:
     """Places of up to `MOST_POINTS` voxels of each class, the same for the same mask."""
     found = [np.empty((0, 4), np.int32)]
     if mask is not None:
         generator = np.random.default_rng(0)
-        for value in range(1, count + 1):
+        for value in np.setdiff1d(np.unique(mask), (0, IGNORE)):
             flat = np.flatnonzero(mask == value)
             if len(flat) > MOST_POINTS:
                 flat = np.sort(generator.choice(flat, MOST_POINTS, replace=False))
