@@ -19,11 +19,10 @@ from torch import Tensor
 
 from vesalius.adapt.ept import collapse
 from vesalius.adapt.methods import CHANGES_TRUNK, install, settings
-from vesalius.data.contract import InputContract
 from vesalius.errors import WeightsError
 from vesalius.files import atomic, output_folder, sha256, write_text
 from vesalius.nn.encoder import Encoder
-from vesalius.published.card import Card
+from vesalius.published.card import Card, Contract
 from vesalius.published.checkpoint import read_state
 from vesalius.published.load import CARD, FAMILIES, WEIGHTS, load_backbone, save_weights
 from vesalius.published.networks import Hollow, architecture, build
@@ -110,23 +109,25 @@ def save_task(
     task: Any,
     path: str | Path,
     *,
-    contract: InputContract,
+    contract: Contract,
     backbone: Card,
     source: str,
     method: str = "full",
     config: Any = None,
     trunk: Trunk | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Card:
     """Write a task's network and its card, which keeps the licence and citation of the backbone that it grew from.
 
     Args:
         task: a head on an encoder.
         path: the run folder.
-        contract: the pixels that it expects.
+        contract: the pixels, or voxels, that it expects.
         backbone: the card of the backbone.
         source: where the backbone came from.
         method, config: what was installed in the encoder.
         trunk: what it was installed in; then only what is not the trunk's own is stored.
+        notes: of the card.
     """
     what = {"encoder": architecture(task.encoder), **task.config}
     extra: dict[str, Any] = {}
@@ -137,12 +138,12 @@ def save_task(
     card = replace(
         backbone,
         part=task.TASK,
-        architecture={"name": task.TASK, "config": what},
+        architecture={"name": getattr(task, "NAME", task.TASK), "config": what},
         contract=contract,
         source=source,
         sha256="",
         classes=tuple(getattr(task, "classes", ())),
-        notes=(),
+        notes=notes,
         extra=extra,
     )
     if trunk is None:

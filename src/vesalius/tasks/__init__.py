@@ -17,6 +17,7 @@ TASKS = {
     "classification": "vesalius.tasks.classification:Classifier",
     "segmentation": "vesalius.tasks.segmentation:Segmenter",
     "enhancement": "vesalius.tasks.enhancement:Enhancer",
+    "volume_segmentation": "vesalius.tasks.volume_segmentation:VolumeSegmentation",
 }
 
 

@@ -33,6 +33,7 @@ from vesalius.training.common import Data, fits_memory, open_training, read_spli
 from vesalius.training.loop import TrainConfig, fit, load_best
 from vesalius.training.provenance import write_seen
 from vesalius.training.runs import is_first_process
+from vesalius.training.volume_verbs import adapt_volumes, reads_volumes
 
 PRETRAINING = {"usfm": (800, 2048), "deblurring": (800, 256)}
 """Epochs and images a step of the published schedules ("paper" presets)."""
@@ -173,14 +174,18 @@ def adapt_backbone(
     preset: str = "auto",
     model: Mapping[str, Any] | None = None,
     classes: Sequence[str] = (),
+    regions: Sequence[str] = (),
+    channels: Sequence[str] = (),
     decoder: str | None = None,
     decoder_width: int | None = None,
     image_size: int | None = None,
+    crop: Sequence[int] = (),
     fraction: float = 1.0,
     shots: int | None = None,
     lr: float | None = None,
     inner_lr: float | None = None,
     layer_decay: float | None = None,
+    cache: str | Path | None = None,
     download: bool = False,
     resume: bool = False,
     progress: bool = True,
@@ -201,14 +206,20 @@ def adapt_backbone(
         preset: tiny or paper; auto goes by the trunk's width.
         model: settings of the method that differ from its defaults (`vesalius.adapt.methods.settings`).
         classes: which ones, in this order; by default all of the table.
-        decoder: of a segmentation linear, upernet, segvit or unetpp; of an enhancement pixel_shuffle or pyramid.
+        regions: of volumes, overlapping regions to learn in place of the classes: brats (TC, WT, ET), or
+            NAME=CLASS+CLASS for each.
+        channels: of volumes, what the network shall read, matched by name with what the backbone reads.
+        decoder: of a segmentation linear, upernet, segvit or unetpp, of volumes unetr or linear; of an enhancement
+            pixel_shuffle or pyramid.
         decoder_width: of the segmentation decoder; by default the paper's, or 64 in the tiny preset.
         image_size: pixels of the side; by default the backbone's.
+        crop: voxels of a patch of volumes, one or three numbers.
         fraction: of the training patients whose labels are used.
         shots: labelled patients per class, in place of a fraction.
         lr: peak learning rate of the head, as it is; by default the preset's, scaled with the images a step.
         inner_lr: peak learning rate of what a method trains inside the trunk; by default the head's.
         layer_decay: factor from one layer's learning rate to the one below; by default the preset's.
+        cache: folder of prepared volumes, which runs may share; by default "cache" beside the run's folder.
         download: let timm fetch the pre-trained weights of its name.
         resume: continue this run.
         progress: show a progress bar.
@@ -239,6 +250,33 @@ def adapt_backbone(
     >>> run["step"]
     1
     """
+    if reads_volumes(backbone):
+        others = {"image_size": image_size, "decoder_width": decoder_width, "inner_lr": inner_lr}
+        _only_2d(backbone, **others, layer_decay=layer_decay, model=model or None)
+        if task not in ("auto", "segmentation"):
+            raise ConfigError(f"task {task} with {backbone}, which reads volumes", remedy="use segmentation")
+        return adapt_volumes(
+            method,
+            backbone=backbone,
+            data=data,
+            out=out,
+            preset=preset,
+            classes=classes,
+            regions=regions,
+            channels=channels,
+            decoder=decoder,
+            crop=crop,
+            fraction=fraction,
+            shots=shots,
+            lr=lr,
+            cache=cache,
+            resume=resume,
+            progress=progress,
+            **training,
+        )
+    for name, value in {"regions": regions, "channels": channels, "crop": crop}.items():
+        if value:
+            raise ConfigError(f"{name} with {backbone}, which reads 2-D images", remedy="leave it out")
     settings = method_settings(method, model)
     chosen = _task(data) if task == "auto" else task
     if chosen not in TASKS:
@@ -315,6 +353,13 @@ def adapt_backbone(
         )
         say(run, summary)
     return {**summary, "run": str(run.path)}
+
+
+def _only_2d(backbone: str, **options: Any) -> None:
+    """Refuse options that say nothing about volumes."""
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{name} with {backbone}, which reads volumes", remedy="leave it out")
 
 
 def _task(data: Data) -> str:

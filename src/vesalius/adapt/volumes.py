@@ -1,0 +1,218 @@
+"""How labelled volumes train a segmentation: patches with class balance, and whole volumes to validate on.
+
+BrainSegFounder is fine-tuned with AdamW, a linear warm-up and half a cosine, on patches that are mirrored and whose
+intensities are scaled and shifted a little. Its code validates on probabilities (the threshold does nothing there);
+here the best weights are those of the best Dice of label maps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import lightning as L
+import torch
+from monai.inferers import sliding_window_inference
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+from torchmetrics import Metric
+
+from vesalius.data.masks import IGNORE
+from vesalius.data.volumes.contract import VolumeContract
+from vesalius.data.volumes.dataset import PatchView, WholeView
+from vesalius.nn.optim import linear_warmup_cosine
+from vesalius.nn.swin_unetr import SwinEncoder, SwinUNETR
+from vesalius.nn.volumes import VolumeTrunk
+from vesalius.tasks.volume_segmentation import VolumeSegmentation
+
+METHODS = ("full", "linear")
+"""Those of `vesalius.adapt.METHODS` that there are for volumes."""
+DECODERS = ("unetr", "linear")
+
+
+@dataclass(frozen=True)
+class VolumeAdaptConfig:
+    """Hyper-parameters of a segmentation of volumes; the defaults are those of BrainSegFounder's fine-tuning on BraTS.
+
+    Args:
+        crop: voxels of a patch; None for the backbone's.
+        lr: peak learning rate.  weight_decay: of AdamW.
+        warmup: share of the steps (50 of 300 epochs).
+        foreground: probability that a patch lies around a labelled voxel, see `PatchView`.
+        flip: probability of mirroring each axis.
+        scale, shift: of intensities, see `PatchView`.
+        grad_clip: largest norm of the gradient; 0 = as it is.
+        images: patches a step.  epochs: over the training volumes; 0 where `steps` count.  steps: of the optimiser.
+    """
+
+    crop: tuple[int, int, int] | None = (128, 128, 128)
+    lr: float = 1e-4
+    weight_decay: float = 1e-5
+    warmup: float = 50 / 300
+    foreground: float = 0.0
+    flip: float = 0.5
+    scale: float = 0.1
+    shift: float = 0.1
+    grad_clip: float = 0.0
+    images: int = 4
+    epochs: int = 300
+    steps: int = 0
+
+
+PRESETS = {
+    "paper": VolumeAdaptConfig(),
+    "tiny": VolumeAdaptConfig(
+        crop=None, lr=1e-3, warmup=0.1, foreground=2 / 3, grad_clip=1.0, images=2, epochs=0, steps=300
+    ),
+}
+"""Preset -> hyper-parameters."""
+
+
+def with_decoder(trunk: VolumeTrunk, decoder: str) -> VolumeTrunk:
+    """The trunk that a segmentation stands on: a Swin encoder gets the decoder of Swin UNETR, others have their own."""
+    return SwinUNETR.on(trunk) if isinstance(trunk, SwinEncoder) and decoder == "unetr" else trunk
+
+
+def freeze(task: VolumeSegmentation, trunk: VolumeTrunk) -> nn.Module:
+    """Take what was pre-trained out of training, and return it.
+
+    Args:
+        task: built on `with_decoder(trunk)`.
+        trunk: what was loaded.
+    """
+    grown = isinstance(trunk, SwinEncoder) and isinstance(task.encoder, SwinUNETR)
+    frozen: nn.Module = task.encoder.encoder if grown else task.encoder  # type: ignore[assignment]
+    return frozen.requires_grad_(False)
+
+
+class VolumeDice(Metric):
+    """Dice of every class (or region) as a mean over cases; cases without the class in truth and guess do not count.
+
+    >>> dice = VolumeDice(1)
+    >>> dice.update(torch.tensor([[[[True, False]]]]), torch.tensor([[[[True, True]]]]))
+    >>> round(dice.compute().item(), 3)
+    0.667
+    """
+
+    full_state_update = False
+    total: Tensor
+    cases: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(classes, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("cases", torch.zeros(classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, guess: Tensor, truth: Tensor) -> None:
+        """Take in one case: ``[K, D, H, W]`` bool each."""
+        areas = guess.flatten(1).sum(1) + truth.flatten(1).sum(1)
+        overlap = (guess & truth).flatten(1).sum(1)
+        self.total += torch.where(areas > 0, 2 * overlap / areas.clamp(min=1), 0)
+        self.cases += areas > 0
+
+    def compute(self) -> Tensor:
+        """``[K]``; 0 for a class that no case has."""
+        return self.total / self.cases.clamp(min=1)
+
+
+class VolumeAdaptation(L.LightningModule):
+    """How a batch of patches becomes a loss, and whole volumes a score.
+
+    Args:
+        task: a segmentation on a trunk.
+        contract: the volumes that the trunk expects, with the patches' size.
+        config: hyper-parameters.
+        frozen: the part of the trunk that does not train, in evaluation mode; None for none.
+    """
+
+    monitor = "val/dice"
+
+    def __init__(
+        self,
+        task: VolumeSegmentation,
+        contract: VolumeContract,
+        config: VolumeAdaptConfig,
+        *,
+        frozen: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.task, self.contract, self.config = task, contract, config
+        self.total_steps = 1  # the loop sets it before it asks for the optimiser
+        options = {name: getattr(config, name) for name in ("foreground", "flip", "scale", "shift")}
+        self.patch = PatchView(contract, **options)
+        self.whole = WholeView(contract)
+        self._frozen = [frozen] if frozen is not None else []  # in a list: it is the task's module, not another
+        self._dice = VolumeDice(len(task.scored))
+
+    def train(self, mode: bool = True) -> VolumeAdaptation:
+        """As of any module; what does not train stays in evaluation mode."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
+
+    def view(self, sample: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+        """A patch of a training volume: image ``[C, *roi]`` and mask ``[*roi]``."""
+        patch = self.patch(sample, generator)
+        return {name: patch[name] for name in ("image", "mask")}
+
+    def val_view(self, sample: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """A whole validation volume: image ``[C, D, H, W]`` and mask ``[D, H, W]``."""
+        seen = self.whole(sample)
+        return {"image": seen["image"], "mask": seen["mask"], "whole": True}
+
+    def collate(self, items: list[dict[str, Any]]) -> Any:
+        """Patches as a batch; whole volumes, of any sizes, as a list."""
+        return items if "whole" in items[0] else default_collate(items)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The task's loss."""
+        return self.task.loss(self.task(batch["image"]), batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the validation before."""
+        self._dice.reset()
+
+    def validation_step(self, batch: list[dict[str, Any]], batch_idx: int) -> None:
+        """Dice of each volume, predicted in windows."""
+        for case in batch:
+            scores = sliding_window_inference(
+                case["image"][None], self.contract.roi, 1, self.task, overlap=0.5, mode="gaussian"
+            )
+            guess, mask = self.task.decide(scores[0]), case["mask"]
+            pair = self.task.region_masks(torch.stack([guess.to(mask.device), mask]))
+            self._dice.update(*(pair & (mask != IGNORE)))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean over classes, and each class."""
+        scores = self._dice.compute()
+        self.log("val/dice", scores.mean().float())
+        self.log_dict({f"val/dice {name}": score.float() for name, score in zip(self.task.scored, scores, strict=True)})
+
+    def configure_optimizers(self) -> Any:
+        """AdamW for what trains, with warm-up and half a cosine over `total_steps` steps."""
+        c = self.config
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=c.lr, weight_decay=c.weight_decay)
+
+        def factor(step: int) -> float:
+            total = self.total_steps
+            return linear_warmup_cosine(step + 1, total=total + 1, warmup=c.warmup * total, lr=1.0)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip at the configuration's norm unless the loop was given another."""
+        if norm := gradient_clip_val or self.config.grad_clip:
+            self.clip_gradients(optimizer, norm, gradient_clip_algorithm or "norm")
+
+
+def patches_of(contract: VolumeContract, crop: tuple[int, int, int] | None) -> VolumeContract:
+    """The contract with another size of patches, if one is given."""
+    return contract if crop is None else replace(contract, roi=crop)

@@ -1,0 +1,171 @@
+"""Adapting a 3-D backbone to a segmentation: what `adapt_backbone` does where the backbone reads volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from vesalius.adapt.labels import class_names, few_labels
+from vesalius.adapt.networks import save_task
+from vesalius.adapt.volumes import DECODERS, METHODS, PRESETS, VolumeAdaptation, freeze, patches_of, with_decoder
+from vesalius.data.volumes.contract import VolumeContract
+from vesalius.data.volumes.dataset import VolumeDataset
+from vesalius.errors import ConfigError, nearest
+from vesalius.nn.volumes import VolumeTrunk
+from vesalius.pretrain import SYSTEMS, stage_presets
+from vesalius.pretrain import system as system_class
+from vesalius.pretrain.volumes import VolumePretraining
+from vesalius.published.card import Card
+from vesalius.published.load import CARD
+from vesalius.published.networks import architecture
+from vesalius.published.volumes import load_volume_trunk
+from vesalius.tasks.volume_segmentation import VolumeSegmentation, parse_regions
+from vesalius.training.backbones import seen_by
+from vesalius.training.common import Data, open_training, read_splits, say, train_options
+from vesalius.training.loop import fit, load_best
+from vesalius.training.provenance import write_seen
+from vesalius.training.runs import is_first_process
+
+TINY_WIDTH = 768
+"""Trunks of fewer channels at the bottleneck are adapted with the "tiny" preset."""
+
+
+def reads_volumes(backbone: str) -> bool:
+    """Whether a backbone, named as of `adapt_backbone`, is a 3-D one; its weights are not read.
+
+    >>> reads_volumes("random:brainsegfounder/tiny"), reads_volumes("usfm:USFM_latest.pth")
+    (True, False)
+    """
+    kind, _, rest = backbone.partition(":")
+    name = rest.partition("/")[0] if kind == "random" else kind
+    if rest and name in SYSTEMS:
+        return issubclass(system_class(name), VolumePretraining)
+    path = Path(rest if kind == "random" else backbone)
+    card = path / CARD if path.suffix != ".safetensors" else path.with_suffix(".json")
+    if path.name == "weights.safetensors":
+        card = path.with_name(CARD)
+    return card.is_file() and isinstance(Card.load(card).contract, VolumeContract)
+
+
+def open_trunk(spec: str, *, channels: Sequence[str] = ()) -> tuple[VolumeTrunk, Card]:
+    """A 3-D trunk and its card; after "random:" the same network with fresh weights, or a system's tiny preset.
+
+    Args:
+        spec: as of `load_volume_trunk`, or ``random:SYSTEM/PRESET``.
+        channels: that it shall read, matched by name; by default its own.
+
+    Raises:
+        WeightsError: nothing is there, or it has no 3-D trunk.
+        ConfigError: no such preset.
+    """
+    kind, _, rest = spec.partition(":")
+    name, _, preset = rest.partition("/")
+    if kind == "random" and name in SYSTEMS:
+        presets = stage_presets(name)
+        if (preset or "tiny") not in presets:
+            raise ConfigError(f"{name} has no preset {preset!r}", remedy=nearest(preset, presets))
+        config = presets[preset or "tiny"]
+        module = system_class(name)(replace(config, channels=tuple(channels)) if channels else config)
+        trunk = cast(VolumeTrunk, module.network.encoder)
+        return trunk, Card(name, "backbone", architecture(trunk), module.contract, source="random weights")
+    trunk = load_volume_trunk(rest if kind == "random" else spec, channels=tuple(channels) or None)
+    card = cast(Card, trunk.card)
+    if kind == "random":
+        trunk = type(trunk)(trunk.config)  # type: ignore[call-arg]
+        card = replace(card, licence="", source="random weights", sha256="", notes=())
+    return trunk, card
+
+
+def adapt_volumes(
+    method: str,
+    *,
+    backbone: str,
+    data: Data,
+    out: str | Path,
+    preset: str = "auto",
+    classes: Sequence[str] = (),
+    regions: Sequence[str] = (),
+    channels: Sequence[str] = (),
+    decoder: str | None = None,
+    crop: Sequence[int] = (),
+    fraction: float = 1.0,
+    shots: int | None = None,
+    lr: float | None = None,
+    cache: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    **training: Any,
+) -> dict[str, Any]:
+    """Segment volumes with a pre-trained trunk; the arguments and the result are those of `adapt_backbone`.
+
+    Raises:
+        VesaliusError: as of `adapt_backbone`.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"{method} with a backbone of volumes", remedy=f"use one of {', '.join(METHODS)}")
+    decoder = decoder or "unetr"
+    if decoder not in DECODERS:
+        raise ConfigError(f"no decoder of volumes is called {decoder!r}", remedy=nearest(decoder, DECODERS))
+    table, train, val = read_splits(data, task="segmentation")
+    names = class_names(table, "segmentation", classes)
+    parts = parse_regions(regions, names) if regions else None
+    seed = training.get("seed") or 0
+    train = few_labels(train, fraction=fraction, shots=shots, seed=seed)
+    torch.manual_seed(seed)
+    trunk, card = open_trunk(backbone, channels=channels)
+    if preset == "auto":
+        preset = "tiny" if trunk.bottleneck_channels < TINY_WIDTH else "paper"
+    if preset not in PRESETS:
+        raise ConfigError(f"unknown preset {preset!r}", remedy=nearest(preset, PRESETS))
+    config = PRESETS[preset]
+    config = replace(config, lr=config.lr if lr is None else lr, crop=_sides(crop, trunk) or config.crop)
+    options = train_options(training, images=config.images, epochs=config.epochs, steps=config.steps, train=len(train))
+    torch.manual_seed(seed)  # the head is the same whatever the backbone drew
+    task = VolumeSegmentation(with_decoder(trunk, decoder), names, regions=parts, linear=decoder == "linear")
+    frozen = freeze(task, trunk) if method == "linear" else None
+    contract = patches_of(cast(VolumeContract, card.contract), config.crop)
+    module = VolumeAdaptation(task, contract, config, frozen=frozen)
+    record = {
+        "verb": "adapt",
+        "method": method,
+        "task": task.TASK,
+        "backbone": backbone,
+        "preset": preset,
+        "config": asdict(config),
+        "network": task.config,
+        "channels": list(contract.channels),
+        "fraction": fraction,
+        "shots": shots,
+    }
+    run = open_training(out, record, table, options, data, resume=resume)
+    if is_first_process():
+        write_seen(run, train=train, val=val, backbone=seen_by(backbone))
+    folder = Path(cache) if cache is not None else run.path.parent / "cache"
+    sets = [
+        None
+        if part.is_empty()
+        else VolumeDataset(part, contract, task="segmentation", classes=names, cache=folder, crop=True)
+        for part in (train, val)
+    ]
+    assert sets[0] is not None
+    summary = fit(module, sets[0], run, options, val=sets[1], monitor=module.monitor, resume=resume, progress=progress)
+    if is_first_process():
+        load_best(module, run.path)
+        source = f"{method} on {len(train)} volumes, from {backbone}"
+        save_task(task, run.path, contract=contract, backbone=card, source=source, notes=card.notes)
+        say(run, summary)
+    return {**summary, "run": str(run.path)}
+
+
+def _sides(crop: Sequence[int], trunk: VolumeTrunk) -> tuple[int, int, int] | None:
+    """A patch's sides from one or three numbers, None for none."""
+    if not crop:
+        return None
+    sides = tuple(crop) * 3 if len(crop) == 1 else tuple(crop)
+    if len(sides) != 3 or any(side < 1 or side % trunk.multiple for side in sides):
+        raise ConfigError(f"crop = {list(crop)}", remedy=f"give one or three multiples of {trunk.multiple}")
+    return sides[0], sides[1], sides[2]
