@@ -71,6 +71,7 @@ VERBS = {
             "vesalius pretrain deblurring --data us.parquet --preset paper --devices 8 --precision bf16 --out runs/db",
             "vesalius pretrain brainsegfounder --data healthy.parquet --stage 1 --out runs/s1",
             "vesalius pretrain brainsegfounder --data disease.parquet --stage 2 --init runs/s1 --out runs/s2",
+            "vesalius pretrain universal --data a.parquet b.parquet --classes classes.yaml --out runs/universal",
         ),
         choices="vesalius.pretrain:SYSTEMS",
         extra="vesalius.training.loop:TrainConfig",

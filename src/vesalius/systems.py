@@ -98,6 +98,30 @@ SYSTEMS = {
   doi     = {10.1016/j.media.2024.103258}
 }""",
     ),
+    "universal": System(
+        name="universal",
+        chapter="pretrain",
+        title="the Universal Model: one network for organs and tumours, from datasets that each label some of them",
+        idea=(
+            "The embedding of a class's name and the volume's own features write the weights of a tiny network for "
+            "that class. The loss counts only what a dataset labels, so that sets join by the names of their classes, "
+            "and a new class is a new row of text."
+        ),
+        weights="Universal Model checkpoints (U-Net, Swin UNETR, UNet++, DiNTS layouts), class-specific heads, SuPreM",
+        licence="Johns Hopkins University licence: research only (authors' code and weights)",
+        doi="10.1016/j.media.2024.103226",
+        bibtex="""@article{liu2024universal,
+  title   = {Universal and extensible language-vision models for organ segmentation and tumor
+             detection from abdominal computed tomography},
+  author  = {Liu, Jie and Zhang, Yixiao and Wang, Kang and Yavuz, Mehmet Can and Chen, Xiaoxi and Yuan, Yixuan
+             and Li, Haoliang and Yang, Yang and Yuille, Alan and Tang, Yucheng and Zhou, Zongwei},
+  journal = {Medical Image Analysis},
+  volume  = {97},
+  pages   = {103226},
+  year    = {2024},
+  doi     = {10.1016/j.media.2024.103226}
+}""",
+    ),
 }
 
 

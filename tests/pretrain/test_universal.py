@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from vesalius.data.class_tables import ClassTable
+from vesalius.data.masks import IGNORE
+from vesalius.data.table import make_table
 from vesalius.errors import ConfigError
 from vesalius.pretrain.universal import (
     PRESETS,
     TRUNKS,
+    Universal,
     UniversalConfig,
     build,
     learning_rate,
@@ -68,8 +74,8 @@ def test_pseudo_labels_fill_old_classes_only_where_nothing_is_labelled():
 
 @pytest.mark.parametrize(("trunk", "width"), [("unet3d", 8), ("segresnet", 8), ("nested_unet3d", 4), ("dints", 8)])
 def test_every_trunk_takes_the_head(trunk, width):
-    config = UniversalConfig(classes=("liver", "spleen"), trunk=trunk, width=width, embedding=16)
-    network = build(config, torch.randn(2, 16)).eval()
+    config = UniversalConfig(trunk=trunk, width=width)
+    network = build(config, ("liver", "spleen"), torch.randn(2, 16)).eval()
     with torch.no_grad():
         assert network(torch.rand(1, 1, 32, 32, 32)).shape == (1, 2, 32, 32, 32)
 
@@ -77,5 +83,65 @@ def test_every_trunk_takes_the_head(trunk, width):
 def test_text_needs_embeddings():
     assert set(TRUNKS) >= {config.trunk for config in PRESETS.values()}
     with pytest.raises(ConfigError, match="text embeddings: none"):
-        build(PRESETS["tiny"])
+        build(PRESETS["tiny"], ["liver"])
     assert learning_rate(0, UniversalConfig()) == pytest.approx(1e-4 / 99)
+
+
+CLASSES = ClassTable.from_dict(
+    {
+        "classes": ["a", "b", {"name": "t", "kind": "tumor", "organs": ["b"]}],
+        "datasets": {"one": {"b": None, "t": None}},
+    }
+)
+
+
+@pytest.fixture
+def module():
+    torch.manual_seed(0)
+    config = replace(PRESETS["tiny"], width=8, crop=(8, 8, 8), even_datasets=True)
+    return Universal(config, table=CLASSES)
+
+
+def _batch():
+    mask = torch.zeros(2, 8, 8, 8, dtype=torch.uint8)
+    mask[:, :4], mask[:, 4:6], mask[:, 6:, 4:], mask[:, 6:, :2] = 1, 2, 3, IGNORE
+    labelled = torch.tensor([[True, False, False], [False, True, False]])
+    return {"image": torch.rand(2, 1, 8, 8, 8), "mask": mask, "labelled": labelled}
+
+
+def test_only_what_a_case_is_labelled_for_reaches_the_network(module):
+    batch = _batch()
+    embedding = module.network.head.embedding
+    embedding.requires_grad_()
+    module.loss(batch)["loss"].backward()
+    assert (embedding.grad.abs().sum(1) > 0).tolist() == [True, True, False]
+    other = batch["mask"].clone()
+    other[0, 4:], other[1, :4] = 0, 0  # b and t of the first case, a of the second
+    changed = module.loss({**batch, "mask": torch.where(batch["mask"] == IGNORE, batch["mask"], other)})
+    assert torch.equal(changed["loss"], module.loss(batch)["loss"])
+
+
+def test_a_tumour_counts_as_its_organ_and_ignored_voxels_as_nothing(module):
+    batch = _batch()
+    batch["labelled"][:] = torch.tensor([False, True, False])
+    logits = torch.full((2, 1, 8, 8, 8), -30.0)
+    logits[:, :, 4:] = 30.0
+    logits[:, :, 6:, 2:4] = -30.0
+    module.network.forward = lambda image, names: logits
+    assert float(module.loss(batch)["loss"]) < 0.01
+
+
+def test_datasets_are_drawn_evenly_where_asked(module):
+    table = make_table([{"path": str(n), "dataset": "big" if n < 9 else "small"} for n in range(10)])
+    assert module.sampling_weights(table)[-1] == pytest.approx(0.5)
+    module.config = replace(module.config, even_datasets=False)
+    assert module.sampling_weights(table) is None
+
+
+def test_validation_scores_a_case_for_what_it_was_annotated_for(module):
+    module.network.forward = lambda image, classes: torch.full((1, len(classes), *image.shape[2:]), 9.0)
+    mask = torch.ones(8, 8, 8, dtype=torch.uint8)
+    case = {"image": torch.rand(1, 8, 8, 8), "mask": mask, "labelled": torch.tensor([True, False, False])}
+    module.score(case, module._dice)
+    assert module._dice.compute()[0] == 1
+    assert module._dice.compute()[1:].isnan().all()

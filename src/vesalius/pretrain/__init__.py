@@ -11,6 +11,7 @@ SYSTEMS = {
     "usfm": "vesalius.pretrain.usfm:USFM",
     "deblurring": "vesalius.pretrain.deblurring:Deblurring",
     "brainsegfounder": "vesalius.pretrain.brainsegfounder:BrainSegFounder",
+    "universal": "vesalius.pretrain.universal:Universal",
 }
 
 

@@ -17,21 +17,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
+import polars as pl
+import torch
+from monai.inferers import sliding_window_inference
+from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 
-from vesalius.data.abdomen import NAMES
+from vesalius.data.abdomen import TEMPLATE
+from vesalius.data.class_tables import ClassTable, Sides
+from vesalius.data.masks import IGNORE
+from vesalius.data.sampling import organ_weights
 from vesalius.data.volumes.contract import VolumeContract
+from vesalius.data.volumes.dataset import PatchView, VolumeDataset, WholeView
 from vesalius.data.volumes.intensity import Window
 from vesalius.errors import ConfigError
+from vesalius.nn.class_text import HASHED, class_embeddings
 from vesalius.nn.dints import DiNTS, DiNTSConfig
 from vesalius.nn.language_head import Controller, Encoding, LanguageDriven
-from vesalius.nn.optim import linear_warmup_cosine
+from vesalius.nn.optim import adamw, linear_warmup_cosine
 from vesalius.nn.swin_unetr import SwinConfig, SwinUNETR
 from vesalius.nn.unet3d import NestedUNet3D, NestedUNet3DConfig, SegResNet, SegResNetConfig, UNet3D, UNet3DConfig
 from vesalius.nn.volumes import VolumeTrunk
+from vesalius.pretrain.volumes import Plan, VolumePretraining
+from vesalius.published.networks import architecture
+from vesalius.tasks.volume_dice import VolumeDice
 
 SYSTEM = "universal"
 Trunk = Literal["unet3d", "swin_unetr", "segresnet", "nested_unet3d", "dints"]
@@ -52,30 +67,31 @@ class UniversalConfig:
     """The Universal Model's hyper-parameters; the defaults are the published Swin UNETR.
 
     Args:
-        classes: names of the outputs.
         trunk, width: a name of `TRUNKS`, and channels of its finest level; as published 48 for Swin UNETR, 32 for the
             U-Net, UNet++ and DiNTS, 16 for SegResNet.
-        embedding: columns of the class embeddings; 512 for CLIP ViT-B/32.
         encoding: "text": fixed embeddings of class names; "learned": a table that trains, for comparison.
         controller: "shared", as published; "per_class", which classes that come later leave as it is.
+        volumes: a step; published: 1 on each of 8 GPUs.
         crop: voxels of a patch.
         patches: drawn from one volume at a time.
+        even_datasets: draw the datasets equally often, then a case within; else cases as they are.
         window: Hounsfield units that become 0 and 1.
         spacing: mm of a voxel.
         foreground: patches around a labelled voxel for every one around background.
         per_slice: take Dice slice by slice as the authors' code did.
         lr, weight_decay: of AdamW.
         epochs, warmup: of the schedule, stepped once an epoch.
+        steps: of the optimiser, over which the schedule is stretched; 0 where the epochs count.
     """
 
-    classes: tuple[str, ...] = NAMES
     trunk: Trunk = "swin_unetr"
     width: int = 48
-    embedding: int = 512
     encoding: Encoding = "text"
     controller: Controller = "shared"
+    volumes: int = 8
     crop: tuple[int, int, int] = (96, 96, 96)
     patches: int = 4
+    even_datasets: bool = False
     window: tuple[float, float] = (-175.0, 250.0)
     spacing: tuple[float, float, float] = (1.5, 1.5, 1.5)
     foreground: float = 2.0
@@ -84,6 +100,7 @@ class UniversalConfig:
     weight_decay: float = 1e-5
     epochs: int = 2000
     warmup: int = 100
+    steps: int = 0
 
     @property
     def contract(self) -> VolumeContract:
@@ -95,34 +112,46 @@ PRESETS = {
     "paper": UniversalConfig(),
     "unet": UniversalConfig(trunk="unet3d", width=32),
     "tiny": UniversalConfig(
-        trunk="segresnet", width=16, crop=(32, 32, 32), patches=2, lr=3e-3, epochs=40, warmup=4, spacing=(3.0, 3.0, 3.0)
+        trunk="segresnet",
+        width=16,
+        volumes=2,
+        crop=(32, 32, 32),
+        patches=2,
+        spacing=(3.0, 3.0, 3.0),
+        lr=3e-3,
+        epochs=40,
+        warmup=4,
+        steps=400,
     ),
 }
 
 
-def build(config: UniversalConfig, embeddings: Tensor | None = None) -> LanguageDriven:
+def build(config: UniversalConfig, classes: Sequence[str], embeddings: Tensor | None = None) -> LanguageDriven:
     """The network with fresh weights.
 
     Args:
-        embeddings: ``[len(config.classes), config.embedding]`` of the class names; needed for encoding="text".
+        classes: names of the outputs.
+        embeddings: ``[K, E]`` of their names; needed for encoding="text".
 
     Raises:
-        ConfigError: they are missing, or of another shape.
+        ConfigError: they are missing, or not one a class.
     """
+    text = config.encoding == "text"
+    if text and (embeddings is None or len(embeddings) != len(classes)):
+        given = "none" if embeddings is None else len(embeddings)
+        raise ConfigError(
+            f"text embeddings: {given}, for {len(classes)} classes",
+            remedy="make one a class with a text encoder, or use encoding = learned",
+        )
+    width = {} if embeddings is None else {"embedding": embeddings.shape[1]}
     network = LanguageDriven(
         TRUNKS[config.trunk](config.width),
-        classes=config.classes,
-        embedding=config.embedding,
+        classes=classes,
         encoding=config.encoding,
         controller=config.controller,
+        **(width if text else {}),
     )
-    if config.encoding == "text":
-        if embeddings is None or embeddings.shape != network.head.embedding.shape:
-            given = "none" if embeddings is None else list(embeddings.shape)
-            raise ConfigError(
-                f"text embeddings: {given}, not {list(network.head.embedding.shape)}",
-                remedy="make one a class with a text encoder, or use encoding = learned",
-            )
+    if text and embeddings is not None:
         network.head.embedding.copy_(embeddings)
     return network
 
@@ -187,3 +216,170 @@ def with_pseudo_labels(
 def learning_rate(epoch: float, config: UniversalConfig) -> float:
     """In force during an epoch: the published trainer steps its schedule before it."""
     return linear_warmup_cosine(epoch + 1, total=config.epochs, warmup=config.warmup, lr=config.lr)
+
+
+class Universal(VolumePretraining):
+    """Training: a network for all classes, and how patches of partially labelled volumes become its loss.
+
+    Args:
+        config: hyper-parameters.
+        table: the classes, and what datasets call them.
+        text: where the class embeddings come from, see `class_embeddings`.
+    """
+
+    SYSTEM = SYSTEM
+    PART = "segmentation"
+    LEARNS_FROM = "segmentation"
+    monitor = "val/dice"
+    network: LanguageDriven
+    members: Tensor
+
+    def __init__(
+        self, config: UniversalConfig = PRESETS["paper"], *, table: ClassTable = TEMPLATE, text: str | None = None
+    ):
+        super().__init__()
+        self.config, self.contract, self.table = config, config.contract, table
+        self.plan = Plan(images=config.volumes, steps=config.steps, epochs=0 if config.steps else config.epochs)
+        vectors, self.text = None, "learned"
+        if config.encoding == "text":
+            vectors, self.text = class_embeddings(text or HASHED, table.names, table.prompts)
+        self.notes = (f"Class embeddings: {self.text}",)
+        self.network = build(config, table.names, vectors)
+        self.register_buffer("members", torch.from_numpy(table.members), persistent=False)
+        square = config.crop[0] == config.crop[1]
+        self.patch = PatchView(
+            self.contract,
+            foreground=config.foreground / (1 + config.foreground),
+            rot90=0.1 if square else 0.0,
+            shift=0.1,
+        )
+        self.whole = WholeView(self.contract)
+        self._dice = VolumeDice(len(table.names))
+
+    @classmethod
+    def create(cls, config: Any, *, classes: str | Path | None = None, text: str | None = None) -> Universal:
+        """With the classes of a ``classes.yaml``, and the embeddings of their names."""
+        module = cls(config, table=TEMPLATE if classes is None else ClassTable.load(classes), text=text)
+        Console(stderr=True, soft_wrap=True).print(*module.notes, highlight=False, markup=False)
+        return module
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Trunk and head."""
+        head = self.network.head
+        config = {
+            "encoder": architecture(self.network.encoder),
+            "classes": list(self.network.classes),
+            "embedding": head.embedding.shape[1],
+            "encoding": head.encoding,
+            "controller": head.controller_kind,
+        }
+        return {"name": "language_driven", "config": config}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        return self.network.classes
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The class table, by which predictions are cleaned and datasets read, and where the embeddings are from."""
+        return {"classes": self.table.to_dict(), "text": self.text}
+
+    def samples(self, table: pl.DataFrame, cache: Path) -> VolumeDataset:
+        """Volumes without the empty border, masks by the class table's names, left and right told apart."""
+        named, left_out = self.table.translate(table)
+        for dataset, names in left_out.items():
+            said = f"{dataset}: {', '.join(names)} not in the class table, left out"
+            Console(stderr=True, soft_wrap=True).print(said, highlight=False, markup=False)
+        return VolumeDataset(
+            named,
+            self.contract,
+            task="segmentation",
+            classes=self.table.sources,
+            cache=cache,
+            crop=True,
+            relabel=Sides(self.table),
+        )
+
+    def sampling_weights(self, table: pl.DataFrame) -> np.ndarray | None:
+        """Every dataset equally often where the configuration says so."""
+        return organ_weights(table["dataset"].to_list()) if self.config.even_datasets else None
+
+    def view(self, sample: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """Patches of one volume: image ``[P, 1, *roi]``, mask ``[P, *roi]``, labelled ``[P, K]``."""
+        patches = [self.patch(sample, generator) for _ in range(self.config.patches)]
+        images, masks = (torch.stack([patch[name] for patch in patches]) for name in ("image", "mask"))
+        return {"image": images, "mask": masks, "labelled": self._labelled(sample).expand(len(patches), -1)}
+
+    def val_view(self, sample: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """A whole volume: image ``[1, D, H, W]``, mask ``[D, H, W]``, labelled ``[K]``."""
+        seen = self.whole(sample)
+        return {"image": seen["image"], "mask": seen["mask"], "labelled": self._labelled(sample), "whole": True}
+
+    def collate(self, items: list[dict[str, Any]]) -> Any:
+        """The patches of all volumes as one batch; whole volumes, of any sizes, as a list."""
+        if "whole" in items[0]:
+            return items
+        return {name: value.flatten(0, 1) for name, value in default_collate(items).items()}
+
+    def _labelled(self, sample: dict[str, Any]) -> Tensor:
+        annotated = zip(self.table.sources, sample["annotated"].tolist(), strict=True)
+        return torch.from_numpy(self.table.labelled(name for name, is_one in annotated if is_one))
+
+    def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The `partial_loss` of a batch of patches: only classes that some case is labelled for are computed."""
+        asked = batch["labelled"].any(0).nonzero().flatten()
+        logits = self.network(batch["image"], [self.classes[row] for row in asked.tolist()])
+        mask = batch["mask"].long()
+        target = self.members[:, asked][mask].movedim(-1, 1)
+        # Voxels that nobody judged: there the network is right whatever it says, without a gradient.
+        logits = torch.where((mask == IGNORE).unsqueeze(1), -1e4, logits)
+        total, entropy, dice = partial_loss(
+            logits, target, batch["labelled"][:, asked], per_slice=self.config.per_slice
+        )
+        return {"loss": total, "cross_entropy": entropy, "dice_loss": dice}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+        terms = self.loss(batch)
+        self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=len(batch["image"]))
+        return terms["loss"]
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the validation before."""
+        self._dice.reset()
+
+    def validation_step(self, batch: list[dict[str, Any]], batch_idx: int) -> None:
+        """Dice of the classes that each volume is labelled for, predicted in windows."""
+        for case in batch:
+            self.score(case, self._dice)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean over the classes that some case is labelled for, and each of them."""
+        scores = self._dice.compute()
+        self.log("val/dice", scores.nanmean().float())
+        each = {f"val/dice {name}": score.float() for name, score in zip(self.classes, scores, strict=True)}
+        self.log_dict({name: score for name, score in each.items() if not score.isnan()})
+
+    @torch.no_grad()
+    def score(self, case: dict[str, Any], dice: VolumeDice) -> None:
+        """Take the Dice of a case of `val_view` into `dice`, of the classes that it is labelled for."""
+        rows = case["labelled"].nonzero().flatten().tolist()
+        names = [self.classes[row] for row in rows]
+        device = self.members.device
+        scores = sliding_window_inference(
+            case["image"][None].to(device), self.contract.roi, 1, self.network, mode="gaussian", classes=names
+        )
+        mask = case["mask"].to(device)
+        truth = self.members[:, rows][mask.long()].movedim(-1, 0)
+        dice.update((scores[0] > 0) & (mask != IGNORE), truth, rows)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW by `learning_rate`, whose epochs are stretched to `total_steps`; biases and norms do not decay."""
+        c = self.config
+
+        def schedule(step: int) -> float:
+            return learning_rate(step * c.epochs // self.total_steps, c)
+
+        return adamw(self, lr=c.lr, schedule=schedule, weight_decay=c.weight_decay)

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+import numpy as np
 import polars as pl
 from torch import nn
 from torch.utils.data import Dataset
 
 from vesalius.data.volumes.contract import VolumeContract
-from vesalius.errors import WeightsError
+from vesalius.errors import ConfigError, WeightsError
 from vesalius.nn.volumes import VolumeTrunk
 from vesalius.published.card import Card
 from vesalius.published.load import FAMILIES, load, load_weights
@@ -58,6 +59,7 @@ class VolumePretraining(L.LightningModule):
         contract: the volumes that it expects.
         plan: how long it trains by default.
         monitor: the validation metric whose best weights are kept.
+        notes: of its card.
         total_steps: set by the loop before it asks for the optimiser.
     """
 
@@ -68,6 +70,7 @@ class VolumePretraining(L.LightningModule):
     contract: VolumeContract
     plan: Plan
     monitor: str = "val/loss"
+    notes: tuple[str, ...] = ()
     total_steps: int = 1
 
     @property
@@ -80,12 +83,33 @@ class VolumePretraining(L.LightningModule):
         """Names of the network's outputs, where there are any."""
         return ()
 
+    @classmethod
+    def create(cls, config: Any, *, classes: str | Path | None = None, text: str | None = None) -> VolumePretraining:
+        """The system of a configuration.
+
+        Args:
+            config: of its presets.
+            classes, text: a class table and its embeddings, of systems that have them.
+
+        Raises:
+            ConfigError: it has no use for a class table.
+        """
+        if classes is not None or text is not None:
+            raise ConfigError(f"{cls.SYSTEM} has no classes", remedy="leave out classes and text")
+        return cls(config)  # type: ignore[call-arg]  # every system takes its configuration
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What else its run and its card hold."""
+        return {}
+
     @abstractmethod
     def samples(self, table: pl.DataFrame, cache: Path) -> Dataset[dict[str, Any]]:
         """The samples of a part of a table, prepared in the folder `cache`."""
 
-    def sampling_weights(self, organs: Sequence[str | None]) -> None:
+    def sampling_weights(self, table: pl.DataFrame) -> np.ndarray | None:
         """None: every volume is drawn once an epoch."""
+        return None
 
     def initialise(self, spec: str) -> Card:
         """Fill the network, or only its trunk, from other weights, whose channels are matched by name.

@@ -57,6 +57,8 @@ def pretrain_system(
     stage: int = 1,
     model: Mapping[str, Any] | None = None,
     init: str | None = None,
+    classes: str | Path | None = None,
+    text: str | None = None,
     cache: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -65,7 +67,7 @@ def pretrain_system(
     """Pre-train a foundation model from the training images of a table; labels are used only where a system says so.
 
     Args:
-        system: usfm, deblurring (images), brainsegfounder (volumes).
+        system: usfm, deblurring (images), brainsegfounder, universal (volumes).
         data: one or several tables (.parquet) made by `index`.
         out: the run folder.
         preset: tiny (a laptop's CPU), or paper.
@@ -73,6 +75,9 @@ def pretrain_system(
         model: settings of the system that differ from the preset's.
         init: continue from this backbone (a run folder, a weights file, SYSTEM:FILE) in place of random weights;
             channels of volumes are matched by name.
+        classes: universal's class table (classes.yaml); by default the published 32 classes of abdominal CT.
+        text: universal's embeddings of the classes: a .safetensors or .pt file, clip:FOLDER (a CLIP text tower as
+            transformers stores it), or hashed, stand-ins without meaning; these by default.
         cache: folder of prepared volumes, which runs may share; by default "cache" beside the run's folder.
         resume: continue this run.
         progress: show a progress bar.
@@ -103,15 +108,25 @@ def pretrain_system(
     config = override(presets[preset], model or {})
     table, train, val = read_splits(data, task=getattr(module_type, "LEARNS_FROM", None))
     torch.manual_seed(training.get("seed") or 0)
-    module = module_type(config)
-    volumes = isinstance(module, VolumePretraining)
+    volumes = issubclass(module_type, VolumePretraining)
+    if not volumes and (classes is not None or text is not None):
+        raise ConfigError(f"{system} has no classes", remedy="leave out classes and text")
+    module = module_type.create(config, classes=classes, text=text) if volumes else module_type(config)
     options = train_options(training, train=len(train), **(asdict(module.plan) if volumes else _plan(system, preset)))
     source = None
     if init:
         source = module.initialise(init) if volumes else initialise(module.encoder, init)
-    record = {"verb": "pretrain", "system": system, "preset": preset, "model": asdict(config), "init": init}
+    record: dict[str, Any] = {
+        "verb": "pretrain",
+        "system": system,
+        "preset": preset,
+        "model": asdict(config),
+        "init": init,
+    }
     if stage != 1:
         record["stage"] = stage
+    if volumes:
+        record |= module.extra
     run = open_training(out, record, table, options, data, resume=resume)
     if is_first_process():
         write_seen(run, train=train, val=val, backbone=seen_by(init))
@@ -124,7 +139,7 @@ def pretrain_system(
         run,
         options,
         val=sets[1],
-        weights=module.sampling_weights(train["organ"].to_list()),
+        weights=module.sampling_weights(train if volumes else train["organ"].to_list()),
         monitor=module.monitor if volumes else "val/loss",
         resume=resume,
         progress=progress,
@@ -142,7 +157,8 @@ def pretrain_system(
             licence=source.licence if source else "",
             citation=FAMILIES[system].citation,
             classes=module.classes if volumes else (),
-            notes=source.notes if source and volumes else (),
+            notes=(*(source.notes if source else ()), *module.notes) if volumes else (),
+            extra=module.extra if volumes else {},
         )
         save_weights(module.network if volumes else module.encoder, run.path, card)
         say(run, summary)

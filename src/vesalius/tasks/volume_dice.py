@@ -1,0 +1,48 @@
+"""Dice over volumes while a training runs: a mean over the cases that know a class, for every class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class VolumeDice(Metric):
+    """Dice of every class as a mean over cases; cases without the class in truth and guess do not count.
+
+    Args:
+        classes: how many.
+
+    >>> dice = VolumeDice(2)
+    >>> dice.update(torch.tensor([[[[True, False]]]]), torch.tensor([[[[True, True]]]]), [1])
+    >>> [round(score, 3) for score in dice.compute().tolist()]
+    [nan, 0.667]
+    """
+
+    full_state_update = False
+    total: Tensor
+    cases: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(classes, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("cases", torch.zeros(classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, guess: Tensor, truth: Tensor, rows: Sequence[int] | None = None) -> None:
+        """Take in one case.
+
+        Args:
+            guess, truth: ``[J, D, H, W]`` bool.
+            rows: the classes that they are of; None for all of them, in order.
+        """
+        where = list(range(len(self.total))) if rows is None else list(rows)
+        areas = guess.flatten(1).sum(1) + truth.flatten(1).sum(1)
+        overlap = (guess & truth).flatten(1).sum(1)
+        self.total[where] += torch.where(areas > 0, 2 * overlap / areas.clamp(min=1), 0).to(self.total)
+        self.cases[where] += areas > 0
+
+    def compute(self) -> Tensor:
+        """``[K]``; NaN for a class that no case has."""
+        return torch.where(self.cases > 0, self.total / self.cases.clamp(min=1), torch.nan)
