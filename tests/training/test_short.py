@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import gc
 import math
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,3 +87,20 @@ def test_a_loss_that_is_not_finite_ends_the_training():
     task.head.weight.data.fill_(math.nan)
     assert math.isnan(train_short(task, batches, lr=1e-3, steps=20, seed=0, tick=steps.append))
     assert steps == []
+
+
+def test_counting_the_memory_of_a_step_keeps_none():
+    network = nn.Sequential(nn.Linear(4, 8), nn.Softmax(-1))  # softmax keeps its own output for the backward pass
+    outputs = []
+
+    def output(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        value = network(batch["image"])
+        outputs.append(weakref.ref(value))
+        return value
+
+    task = SimpleNamespace(
+        parameters=network.parameters, buffers=network.buffers, zero_grad=network.zero_grad, loss=lambda o, b: o.sum()
+    )
+    assert step_memory(task, {"image": torch.ones(2, 4)}, output=output) > 0
+    gc.collect()
+    assert outputs[0]() is None

@@ -134,7 +134,7 @@ def step_memory(task: Any, batch: Batch, *, output: Callable[[Batch], Any] | Non
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in known:
                 kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
+            return tensor.detach()  # an output kept with its graph would keep the graph for ever
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = task.loss(read(batch), batch)
