@@ -15,7 +15,6 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 from torch.utils.data import default_collate
-from torchmetrics import Metric
 
 from vesalius.data.masks import IGNORE
 from vesalius.data.volumes.contract import VolumeContract
@@ -23,6 +22,7 @@ from vesalius.data.volumes.dataset import PatchView, WholeView
 from vesalius.nn.optim import linear_warmup_cosine
 from vesalius.nn.swin_unetr import SwinEncoder, SwinUNETR
 from vesalius.nn.volumes import VolumeTrunk
+from vesalius.tasks.volume_dice import VolumeDice
 from vesalius.tasks.volume_segmentation import VolumeSegmentation
 
 METHODS = ("full", "linear")
@@ -83,36 +83,6 @@ def freeze(task: VolumeSegmentation, trunk: VolumeTrunk) -> nn.Module:
     grown = isinstance(trunk, SwinEncoder) and isinstance(task.encoder, SwinUNETR)
     frozen: nn.Module = task.encoder.encoder if grown else task.encoder  # type: ignore[assignment]
     return frozen.requires_grad_(False)
-
-
-class VolumeDice(Metric):
-    """Dice of every class (or region) as a mean over cases; cases without the class in truth and guess do not count.
-
-    >>> dice = VolumeDice(1)
-    >>> dice.update(torch.tensor([[[[True, False]]]]), torch.tensor([[[[True, True]]]]))
-    >>> round(dice.compute().item(), 3)
-    0.667
-    """
-
-    full_state_update = False
-    total: Tensor
-    cases: Tensor
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros(classes, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("cases", torch.zeros(classes, dtype=torch.long), dist_reduce_fx="sum")
-
-    def update(self, guess: Tensor, truth: Tensor) -> None:
-        """Take in one case: ``[K, D, H, W]`` bool each."""
-        areas = guess.flatten(1).sum(1) + truth.flatten(1).sum(1)
-        overlap = (guess & truth).flatten(1).sum(1)
-        self.total += torch.where(areas > 0, 2 * overlap / areas.clamp(min=1), 0)
-        self.cases += areas > 0
-
-    def compute(self) -> Tensor:
-        """``[K]``; 0 for a class that no case has."""
-        return self.total / self.cases.clamp(min=1)
 
 
 class VolumeAdaptation(L.LightningModule):
@@ -184,10 +154,11 @@ class VolumeAdaptation(L.LightningModule):
             self._dice.update(*(pair & (mask != IGNORE)))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean over classes, and each class."""
+        """Log the mean over the classes that some case has, or was said to have, and each of them."""
         scores = self._dice.compute()
-        self.log("val/dice", scores.mean().float())
-        self.log_dict({f"val/dice {name}": score.float() for name, score in zip(self.task.scored, scores, strict=True)})
+        self.log("val/dice", scores.nanmean().nan_to_num().float())
+        each = {f"val/dice {name}": score.float() for name, score in zip(self.task.scored, scores, strict=True)}
+        self.log_dict({name: score for name, score in each.items() if not score.isnan()})
 
     def configure_optimizers(self) -> Any:
         """AdamW for what trains, with warm-up and half a cosine over `total_steps` steps."""

@@ -121,9 +121,9 @@ class Writer:
                 f"writing failed ({error.strerror})", path=self.scores, remedy="free some space, then predict again"
             ) from error
 
-    def fail(self, path: Path, reason: str) -> None:
-        """Record an input that could not be predicted."""
-        self._failures.append((str(path), reason))
+    def fail(self, name: str, reason: str) -> None:
+        """Record an input that could not be predicted, under its name in scores.csv."""
+        self._failures.append((name, reason))
         with atomic(self.failed) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream, lineterminator="\n").writerows([("path", "reason"), *self._failures])
 

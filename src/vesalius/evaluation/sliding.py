@@ -65,7 +65,7 @@ def sliding_window(
     batch: int = 1,
     half: bool = False,
     device: str | torch.device = "cpu",
-    title: str = "predicting",
+    title: str | None = "predicting",
 ) -> np.ndarray:
     """Scores of overlapping windows, blended, and decided slice by slice.
 
@@ -83,7 +83,7 @@ def sliding_window(
         batch: windows at a time. 1 for networks that normalise by the statistics of their batch.
         half: the network runs under autocast (bfloat16 on a CPU, float16 elsewhere) and the scores are kept in float16.
         device: where the network is.
-        title: of the progress bar.
+        title: of the progress bar; None for none.
 
     Returns:
         What `decide` says of every voxel: ``[D, H, W]`` or ``[J, D, H, W]``, in its dtype.
@@ -122,7 +122,7 @@ def sliding_window(
     corners = sorted(itertools.product(*starts), key=lambda corner: corner[sweep])
     layers = [list(layer) for _, layer in itertools.groupby(corners, key=lambda corner: corner[sweep])]
     steps = [layer[k : k + batch] for layer in layers for k in range(0, len(layer), batch)]
-    for step in track(steps, len(steps), title):
+    for step in steps if title is None else track(steps, len(steps), title):
         if step[0][sweep] > slab.first:
             slab.advance(step[0][sweep])
         for corner, scores in zip(step, scores_of(step), strict=True):

@@ -19,12 +19,14 @@ from vesalius.data.contract import InputContract
 from vesalius.data.datasets import is_multilabel
 from vesalius.data.progress import track
 from vesalius.data.table import load_table, select
+from vesalius.data.volumes.contract import VolumeContract
 from vesalius.errors import ConfigError, UnreadableImage, VesaliusError
 from vesalius.evaluation.metrics import classification, multilabel
-from vesalius.evaluation.prediction import Writer, find_inputs, predict_file
+from vesalius.evaluation.prediction import Input, Writer, find_inputs, predict_file
 from vesalius.evaluation.protocols import each_class, features, knn, linear_probe
 from vesalius.evaluation.results import Result
 from vesalius.evaluation.scoring import intervals, score_classes, score_labels, score_task
+from vesalius.evaluation.volumes import Case, find_cases, load_volume_task, predict_case, score_volumes
 from vesalius.files import atomic, output_folder, sha256
 from vesalius.published.card import Card
 from vesalius.tasks import TASKS
@@ -33,6 +35,7 @@ from vesalius.tasks.trunk import check_formats
 from vesalius.training.backbones import open_backbone
 from vesalius.training.provenance import data_hash, patient_keys, read_seen, split_hash
 from vesalius.training.runs import RunFolder, code_version
+from vesalius.training.volume_verbs import reads_volumes
 
 Paths = str | Path | Sequence[str | Path]
 Protocol = Literal["auto", "task", "linear_probe", "knn"]
@@ -49,6 +52,9 @@ def evaluate(
     shots: int | None = None,
     out: str | Path | None = None,
     trunk: str | None = None,
+    tolerance: float = 1.0,
+    lesions: Literal["atlas", "brats2023"] | None = None,
+    empty: Literal["vesalius", "monai", "medpy", "transunet"] = "vesalius",
     draws: int = 1000,
     seed: int = 0,
     batch_size: int = 16,
@@ -69,6 +75,10 @@ def evaluate(
         shots: labelled images per class that a backbone's protocol uses, in place of a fraction.
         out: folder of the results; by default the run's.
         trunk: where the trunk of a run that stores only what it trained lies now, if it was moved.
+        tolerance: of volumes, mm by which surfaces may differ for the surface Dice (NSD).
+        lesions: of volumes, the rule by which lesions are scored one by one; by default they are not.
+        empty: of volumes, the rule for masks without a voxel (`vesalius.tasks.volume_metrics.EMPTY`); by default a case
+            whose truth and prediction lack the class has no score, and is counted.
         draws: bootstrap samples.
         seed: of the bootstrap and the choice of labels.
         batch_size: images at a time.
@@ -111,7 +121,24 @@ def evaluate(
         )
     leakage = _check_leakage(folder, rows, split)
     kind: str = protocol
-    if task is not None:
+    keys = patient_keys(rows)
+    settings: dict[str, Any] = {"fraction": fraction, "shots": shots, "draws": draws}
+    between: dict[str, dict[str, float]] | None = None
+    if task is not None and isinstance(card.contract, VolumeContract):
+        kind, names = "task", tuple(task.scored)
+        _same_classes(table, name, card)
+        rules = {"tolerance": tolerance, "lesions": lesions, "empty": empty}
+        settings |= rules
+        metrics, cases, between = score_volumes(
+            task,
+            card.contract,
+            rows,
+            groups=keys,
+            draws=draws,
+            seed=seed,
+            **rules,  # type: ignore[arg-type]
+        )
+    elif task is not None:
         kind = "task"
         images = labelled(
             rows,
@@ -125,10 +152,11 @@ def evaluate(
     else:
         names = class_names(table, name, classes)
         metrics, cases = _probe(run, table, rows, kind, names, split, fraction, shots, seed, batch_size)
-    settings = {"fraction": fraction, "shots": shots, "classes": list(names), "draws": draws}
+    settings["classes"] = list(names)
     if "classes_counted" in metrics:
         settings["threshold"] = THRESHOLD
-    keys = patient_keys(rows)
+    if between is None:
+        between = intervals(name, cases, names, groups=keys, draws=draws, seed=seed)
     result = Result(
         run=str(run),
         protocol=kind,
@@ -137,7 +165,7 @@ def evaluate(
         images=len(rows),
         patients=len(set(keys)),
         metrics=metrics,
-        intervals=intervals(name, cases, names, groups=keys, draws=draws, seed=seed),
+        intervals=between,
         config=config,
         data_hash=data_hash(rows),
         split_hash=split_hash(table),
@@ -161,21 +189,25 @@ def predict(
     out: str | Path,
     formats: Sequence[str] | None = None,
     overlays: bool = True,
+    flips: bool = False,
     trunk: str | None = None,
     batch_size: int = 16,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write masks, class scores or restored images for files and folders of images.
 
-    Masks lie on their image: its size, its affine, its study. scores.csv has one row a frame; files that cannot be
-    read are listed in failed.csv and the rest goes on. What is done already is not done again.
+    A run that reads volumes takes NIfTI files, DICOM series (a folder or one of their files), cases of a file a channel
+    and tables of `index`. Masks lie on their image: its size, its affine, its study. scores.csv has one row a frame (or
+    volume); files that cannot be read are listed in failed.csv and the rest goes on. What is done already is not done
+    again.
 
     Args:
         run: an adapted run's folder, or a weights file with its card.
         inputs: images, or folders of them.
         out: folder of the outputs.
         formats: png, nifti, dicom-seg (segmentation), png, nifti (enhancement); by default that of each input.
-        overlays: draw masks over the images, too.
+        overlays: draw masks over the images, too; over the middle slices of volumes.
+        flips: of volumes, average over mirror images, which takes eight times as long.
         trunk: where the trunk of a run that stores only what it trained lies now, if it was moved.
         batch_size: images at a time.
         overwrite: do again what is done, and replace other predictions.
@@ -202,29 +234,56 @@ def predict(
     >>> counts["failed"], (folder / "out" / "scores.csv").exists()
     (0, True)
     """
-    task, card = load_task(run, trunk=trunk)
+    task, card = _load(Path(run), trunk)
     task.to(_device())
     if formats is not None:
         formats = tuple(part for name in formats for part in name.split(",") if part)
         check_formats(formats, [name for name in task.FORMATS if name not in ("overlay", "csv")])
-    sources = find_inputs(inputs)
+    volumes = isinstance(card.contract, VolumeContract)
+    sources: Sequence[Any] = find_cases(inputs, card.contract.channels) if volumes else find_inputs(inputs)
     folder = output_folder(out)
     weights = Path(run) if Path(run).suffix == ".safetensors" else RunFolder(Path(run)).weights
-    made_by = {"weights_sha256": sha256(weights), "formats": formats and list(formats), "overlays": overlays}
+    made_by: dict[str, Any] = {
+        "weights_sha256": sha256(weights),
+        "formats": formats and list(formats),
+        "overlays": overlays,
+    }
+    if volumes:
+        made_by["flips"] = flips
     writer = Writer(folder, made_by, overwrite=overwrite)
     done = writer.done
-    todo = [source for source in sources if str(source.path) not in done]
-    for source in track(todo, len(todo), "predicting"):
+    todo = [source for source in sources if _name(source) not in done]
+    # Of one volume the windows are shown, of several the volumes.
+    alone = volumes and len(todo) == 1
+    for source in todo if alone else track(todo, len(todo), "predicting"):
         try:
             with warnings.catch_warnings():  # pydicom's, about values that are copied from the source
                 warnings.filterwarnings("ignore", module=r"pydicom\..*")
-                rows = predict_file(
-                    task, card.image_contract, source, folder, formats=formats, overlays=overlays, batch_size=batch_size
-                )
+                if volumes:
+                    rows = predict_case(
+                        task,
+                        card.contract,
+                        source,
+                        folder,
+                        formats=formats,
+                        overlays=overlays,
+                        flips=flips,
+                        title=_name(source) if alone else None,
+                    )
+                else:
+                    rows = predict_file(
+                        task,
+                        card.image_contract,
+                        source,
+                        folder,
+                        formats=formats,
+                        overlays=overlays,
+                        batch_size=batch_size,
+                    )
         except VesaliusError as error:
             if isinstance(error.__cause__, OSError) and not isinstance(error, UnreadableImage):
                 raise  # the disk is full, not the image bad
-            writer.fail(source.path, str(error))
+            writer.fail(_name(source), str(error))
         else:
             writer.add(rows)
     failed = writer.close()
@@ -241,13 +300,23 @@ def predict(
     return counts
 
 
+def _load(run: Path, trunk: str | None) -> tuple[Any, Card]:
+    """An adapted network and its card, of images or of volumes."""
+    return load_volume_task(run) if reads_volumes(str(run)) else load_task(run, trunk=trunk)
+
+
+def _name(source: Input | Case) -> str:
+    """What scores.csv calls an input."""
+    return source.name if isinstance(source, Case) else str(source.path)
+
+
 def _task_of(folder: RunFolder, protocol: str, trunk: str | None) -> tuple[Any, Card]:
     """The adapted network to score, or None for a protocol on features; and the card, where there is one."""
     part = Card.load(folder.path / "card.json").part if folder.weights.is_file() else None
     if protocol in ("linear_probe", "knn"):
         return None, Card("", "backbone", {}, InputContract())
     if part in TASKS:
-        task, card = load_task(folder.path, trunk=trunk)
+        task, card = _load(folder.path, trunk)
         return task.to(_device()), card
     if protocol == "auto" and part is not None:
         raise ConfigError(f"{folder.path} is a {part}", remedy="score its features: --protocol linear_probe or knn")

@@ -1,0 +1,328 @@
+"""Segmentations of whole volumes: cases from files, label maps on the image's own voxels, their scores and files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from vesalius.adapt.networks import load_task
+from vesalius.data.entry import Entry, Folder
+from vesalius.data.layouts import detect
+from vesalius.data.masks import IGNORE
+from vesalius.data.progress import track
+from vesalius.data.table import MASK_SEPARATOR, load_table
+from vesalius.data.volumes.cases import case_of, is_nifti, read_case
+from vesalius.data.volumes.contract import VolumeContract, channel_key
+from vesalius.data.volumes.layouts import with_series
+from vesalius.data.volumes.prepare import prepare
+from vesalius.errors import VesaliusError, WeightsError
+from vesalius.evaluation.metrics import bootstrap, defined_mean
+from vesalius.evaluation.sliding import segment_volume
+from vesalius.images import Image
+from vesalius.nn.volumes import VolumeSegmenter, VolumeTrunk
+from vesalius.published.card import Card
+from vesalius.published.load import load_weights
+from vesalius.tasks.volume_metrics import case_scores, summarise
+from vesalius.tasks.volume_segmentation import BRATS, Regions, VolumeSegmentation
+
+SCORES = ("dice", "nsd", "hd95")
+"""What gets confidence intervals, beside ``f1`` and ``lesion_dice`` where lesions are scored."""
+PUBLISHED: dict[int, tuple[tuple[str, ...], Regions]] = {
+    1: (("stroke lesion",), {"stroke lesion": ("stroke lesion",)}),
+    3: (("necrotic core", "oedema", "enhancing tumour"), BRATS),
+}
+"""Outputs of BrainSegFounder's fine-tuned files -> classes and regions: ATLAS and BraTS."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A volume to predict.
+
+    Args:
+        paths: its files: one, or one a channel; a DICOM series is its folder or one of its files.
+        channels: their names, where they are known.
+        stem: where its outputs go, beneath the output folder, without a suffix.
+    """
+
+    paths: tuple[Path, ...]
+    channels: tuple[str, ...]
+    stem: Path
+
+    @property
+    def name(self) -> str:
+        """Its paths in one string, as in a table."""
+        return MASK_SEPARATOR.join(map(str, self.paths))
+
+    def read(self) -> Image:
+        """The volume, whose channels have names where they are known."""
+        return read_case(self.paths, self.channels)
+
+
+def load_volume_task(path: str | Path) -> tuple[VolumeSegmentation, Card]:
+    """A segmentation of volumes in evaluation mode, and its card: a run's, or an authors' file that was converted.
+
+    Raises:
+        WeightsError: it is something else.
+    """
+    place = Path(path)
+    beside = place.with_suffix(".json") if place.suffix == ".safetensors" else place / "card.json"
+    if place.name == "weights.safetensors":
+        beside = place.with_name("card.json")
+    card = Card.load(beside)
+    if card.architecture["name"] != "volume_segmenter":
+        return cast("tuple[VolumeSegmentation, Card]", load_task(path))
+    network = cast(VolumeSegmenter, load_weights(path))
+    outputs = network.head.out_channels
+    if card.system != "brainsegfounder" or outputs not in PUBLISHED:
+        raise WeightsError(f"nothing says what its {outputs} outputs are", path=path, remedy="adapt it to your classes")
+    classes, regions = PUBLISHED[outputs]
+    task = VolumeSegmentation(cast(VolumeTrunk, network.encoder), classes, regions=regions)
+    task.head = network.head
+    return task.eval(), replace(card, classes=classes)
+
+
+def find_cases(inputs: str | Path | Sequence[str | Path], channels: Sequence[str]) -> list[Case]:
+    """The volumes that are named: files, DICOM series, folders of them, or tables of `vesalius index`.
+
+    Files or series that lie in one folder and whose names end in the names of the network's channels are one case.
+
+    Args:
+        inputs: files, folders or ``.parquet`` tables.
+        channels: what the network reads.
+
+    Raises:
+        VesaliusError: a path is not there, or there are no images.
+    """
+    named = [Path(inputs)] if isinstance(inputs, str | Path) else [Path(path) for path in inputs]
+    cases: list[Case] = []
+    loose: list[Case] = []
+    for path in named:
+        if path.suffix == ".parquet":
+            for row in load_table(path).filter(pl.col("size").list.len() == 3).to_dicts():
+                parts = tuple(map(Path, row["path"].split(MASK_SEPARATOR)))
+                cases.append(Case(parts, tuple(row["channels"]), _stem(parts)))
+        elif path.is_dir():
+            folder = Folder.walk(path.resolve())
+            entries = with_series(detect(folder).entries(folder))
+            if not entries:
+                raise VesaliusError("holds no volumes", path=path, remedy="give NIfTI files or DICOM series")
+            cases += [_case(entry, folder.root) for entry in entries if entry.channels]
+            loose += [_case(entry, folder.root) for entry in entries if not entry.channels]
+        elif path.exists():
+            loose.append(Case((path,), (), _stem((path,))))
+        else:
+            raise VesaliusError("is not there", path=path, remedy="check the path")
+    cases += _joined(loose, channels)
+    stems = [case.stem for case in cases]
+    return [
+        case
+        if stems.index(case.stem) == number
+        else replace(case, stem=case.stem.with_name(f"{case.stem.name}_{number}"))
+        for number, case in enumerate(cases)
+    ]
+
+
+def predict_case(
+    task: VolumeSegmentation,
+    contract: VolumeContract,
+    case: Case,
+    out: Path,
+    *,
+    formats: Sequence[str] | None,
+    overlays: bool,
+    flips: bool = False,
+    title: str | None = None,
+) -> list[dict[str, Any]]:
+    """Predict a volume and write its label map in its own geometry.
+
+    Args:
+        task: in evaluation mode.
+        contract: the volumes that it expects.
+        case: the volume.
+        out: the output folder.
+        formats: nifti, dicom-seg; None for that of the input.
+        overlays: draw it over middle slices, too.
+        flips: average over mirror images.
+        title: of the progress bar; None for none.
+
+    Returns:
+        The row of scores.csv: voxels and, where the spacing is known, ml of each class.
+
+    Raises:
+        VesaliusError: the case cannot be read, or its outputs cannot be written.
+    """
+    image = case.read()
+    mask = label_map(task, image, contract, flips=flips, title=title)
+    chosen = tuple(formats) if formats is not None else ("nifti" if is_nifti(case.paths[0]) else "dicom-seg",)
+    folder = (out / case.stem).parent
+    paths = task.write(mask, image, folder, case.stem.name, (*chosen, "overlay") if overlays else chosen)
+    row: dict[str, Any] = {"path": case.name, "frame": ""}
+    for value, name in enumerate(task.classes, start=1):
+        voxels = int((mask == value).sum())
+        row[f"{name}_voxels"] = voxels
+        row[f"{name}_ml"] = "" if image.spacing is None else round(voxels * float(np.prod(image.spacing)) / 1000, 4)
+    return [{**row, "outputs": ";".join(path.relative_to(out).as_posix() for path in paths)}]
+
+
+def label_map(
+    task: VolumeSegmentation, image: Image, contract: VolumeContract, *, flips: bool = False, title: str | None = None
+) -> NDArray[np.uint8]:
+    """The label map ``[D, H, W]`` of an image, on its own voxels."""
+    device = next(task.parameters()).device
+    return segment_volume(
+        task, image, contract, decide=task.decide, flips=(0, 1, 2) if flips else (), device=device, title=title
+    )
+
+
+def score_volumes(
+    task: VolumeSegmentation,
+    contract: VolumeContract,
+    rows: pl.DataFrame,
+    *,
+    groups: Sequence[str],
+    tolerance: float = 1.0,
+    lesions: str | None = None,
+    empty: str = "vesalius",
+    draws: int = 1000,
+    seed: int = 0,
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, float]]]:
+    """Scores of a table's volumes on their own voxels.
+
+    Args:
+        task: in evaluation mode.
+        contract: the volumes that it expects.
+        rows: with masks.
+        groups: a patient a row.
+        tolerance: mm of the surface Dice.
+        lesions: the rule by which lesions are scored one by one, None for not at all.
+        empty: the rule for masks without a voxel.
+        draws, seed: of the bootstrap.
+
+    Returns:
+        Means, with per_class; one column a score and class with one value a row; and 95 % intervals over patients, of
+        the means over classes and of each class (named ``dice liver``).
+    """
+    names = task.scored
+    found: list[dict[str, dict[str, float]]] = []
+    native = replace(contract, spacing=None)
+    for row in track(rows.to_dicts(), len(rows), "predicting"):
+        image = case_of(row)
+        # Turned onto the network's axes and back, without resampling: masks may lie along other axes than the image.
+        placed = prepare(row, native, classes=list(task.classes)).mask
+        assert placed is not None
+        pair = np.stack([label_map(task, image, contract), native.restore(placed, image)])
+        prediction, truth = task.region_masks(pair).numpy() & (pair[1] != IGNORE)
+        found.append(
+            case_scores(
+                prediction,
+                truth,
+                classes=names,
+                annotated=_annotated(task, row),
+                spacing=image.spacing,
+                tolerance=tolerance,
+                lesions=dict.fromkeys(names, lesions) if lesions else None,
+                empty=empty,
+            )
+        )
+    metrics = summarise(found, names)
+    metrics["hd95_unit"] = "mm" if rows["spacing"].is_not_null().all() else "voxels"
+    keys = list(dict.fromkeys(key for case in found for scores in case.values() for key in scores))
+    cases = {f"{key} {name}": [case.get(name, {}).get(key) for case in found] for key in keys for name in names}
+    return metrics, cases, _intervals(cases, metrics, names, groups, draws, seed)
+
+
+def _intervals(
+    cases: Mapping[str, Sequence[Any]],
+    metrics: dict[str, Any],
+    names: Sequence[str],
+    groups: Sequence[str],
+    draws: int,
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """Of each score, over classes and of each class; the classes' Dice also goes into their rows of `metrics`."""
+    found = {}
+    for key in (*SCORES, "f1", "lesion_dice"):
+        if f"{key} {names[0]}" not in cases:
+            continue
+        values = np.array([cases[f"{key} {name}"] for name in names], np.float64)
+
+        def score(rows: NDArray[np.int64], values: NDArray[np.float64] = values) -> float:
+            return defined_mean(np.array([defined_mean(one[rows]) for one in values]))
+
+        found[key] = bootstrap(score, len(groups), groups=groups, draws=draws, seed=seed)
+        for name, one in zip(names, values, strict=True):
+            interval = bootstrap(
+                lambda rows, one=one: defined_mean(one[rows]), len(groups), groups=groups, draws=draws, seed=seed
+            )
+            found[f"{key} {name}"] = interval
+            if key == "dice":
+                metrics["per_class"][name] |= {"dice_low": interval["low"], "dice_high": interval["high"]}
+    return found
+
+
+def _annotated(task: VolumeSegmentation, row: Mapping[str, Any]) -> list[bool]:
+    """Which of what is scored was looked for in a case: a region where all of its classes were."""
+    members = task.regions.values() if task.regions else [(name,) for name in task.classes]
+    return [set(some) <= set(row["annotated"]) for some in members]
+
+
+def _case(entry: Entry, root: Path) -> Case:
+    paths = entry.files or (entry.path,)
+    inside = paths[0].relative_to(root)
+    place = inside.parent if len(paths) > 1 else inside
+    stem = place.with_name(_bare(place)) if place.name else Path(root.name)  # the folder itself is the case
+    return Case(paths, entry.channels, stem)
+
+
+def _joined(cases: Sequence[Case], channels: Sequence[str]) -> list[Case]:
+    """Files beside each other that hold one channel each become one case; others stay as they are."""
+    if len(channels) == 1:
+        return list(cases)
+    beside: dict[Path, list[Case]] = {}
+    for case in cases:
+        beside.setdefault(case.paths[0].parent, []).append(case)
+    joined: list[Case] = []
+    for parent, members in beside.items():
+        by_key: dict[str, dict[str, Path]] = {}
+        for case in members:
+            before, key = _ending(_bare(case.paths[0]), channels)
+            by_key.setdefault(before, {})[key] = case.paths[0]
+        whole = [parts for parts in by_key.values() if all(channel_key(name) in parts for name in channels)]
+        taken = {path for parts in whole for path in parts.values()}
+        for parts in whole:
+            paths = tuple(parts[channel_key(name)] for name in channels)
+            first = next(case for case in members if case.paths[0] == paths[0])
+            before = _ending(first.stem.name, channels)[0]
+            joined.append(Case(paths, tuple(channels), first.stem.with_name(before or parent.name)))
+        joined += [case for case in members if case.paths[0] not in taken]
+    return joined
+
+
+def _ending(name: str, channels: Sequence[str]) -> tuple[str, str]:
+    """A name without the channel that it ends in, and that channel's key; '' where it ends in none."""
+    keys = {channel_key(channel) for channel in channels}
+    words = name.replace("-", "_").split("_")
+    for count in range(1, len(words) + 1):
+        key = channel_key("".join(words[-count:]))
+        if key in keys:
+            return name[: len(name) - len("_".join(words[-count:]))].rstrip("_-"), key
+    return name, ""
+
+
+def _stem(paths: Sequence[Path]) -> Path:
+    return Path(paths[0].parent.name if len(paths) > 1 else _bare(paths[0]))
+
+
+def _bare(path: Path) -> str:
+    """The name without the suffixes of volumes."""
+    name = path.name
+    for suffix in (".nii.gz", ".nii", ".dcm", ".dicom", ".ima"):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
