@@ -387,8 +387,8 @@ def _from_timm(name: str, image_size: int | None, in_channels: int | None, downl
         ) from error
     shape = what["config"]
     contract = vit.contract(shape["image_size"], shape["in_channels"])
-    if download and contract.channels == len(model.pretrained_cfg["mean"]):
-        trained_on = model.pretrained_cfg
+    trained_on: Any = model.pretrained_cfg
+    if download and contract.channels == len(trained_on["mean"]):
         contract = replace(contract, mean=tuple(trained_on["mean"]), std=tuple(trained_on["std"]))
     card = Card(
         system="vit",

@@ -190,7 +190,7 @@ def architecture(encoder: Encoder | VolumeTrunk) -> dict[str, Any]:
     """
     name = next(name for kind, name in KINDS.items() if isinstance(encoder, kind))
     what = {"name": name, "config": asdict(encoder.config)}
-    if not hasattr(encoder, "built_with_prompts"):
+    if not isinstance(encoder, Encoder) or not hasattr(encoder, "built_with_prompts"):
         return what
     return {"name": "prompted", "config": {"encoder": what, "prompts": describe_prompts(encoder)}}
 
