@@ -14,7 +14,9 @@ from vesalius.errors import WeightsError
 from vesalius.published import vit
 from vesalius.published.keys import Keys, Request, trunk_prefix
 
-LICENCE = "none stated (the repository of EPT has no licence file); Apache-2.0 for OpenMMLab's trunks"
+LICENCE = (
+    "Apache-2.0 by the README of the authors' code, whose licence file is missing; Apache-2.0 for OpenMMLab's trunks"
+)
 CITATION = (
     "Zu et al., Embedded prompt tuning: Towards enhanced calibration of pretrained models for medical images, Medical "
     "Image Analysis 97:103258, 2024, doi:10.1016/j.media.2024.103258"
