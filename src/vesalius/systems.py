@@ -98,6 +98,29 @@ SYSTEMS = {
   doi     = {10.1016/j.media.2024.103258}
 }""",
     ),
+    "brainsegfounder": System(
+        name="brainsegfounder",
+        chapter="pretrain",
+        title="BrainSegFounder: a 3-D encoder learns brains in two stages, healthy ones and then the diseased",
+        idea=(
+            "Crops of a scan are turned and corrupted; a Swin encoder tells the turn, recognises the other view of the "
+            "same crop and restores it. A second stage does the same with unlabelled scans of the disease at hand, and "
+            "Swin UNETR is then fine-tuned with labels."
+        ),
+        weights="pre-trained (UK Biobank, BraTS, ATLAS) and fine-tuned (BraTS, ATLAS) state dicts; pickles are refused",
+        licence="UK Biobank Material Transfer Agreement (weights), GPL-3 (authors' code)",
+        doi="10.1016/j.media.2024.103301",
+        bibtex="""@article{cox2024brainsegfounder,
+  title   = {{BrainSegFounder}: Towards {3D} foundation models for neuroimage segmentation},
+  author  = {Cox, Joseph and Liu, Peng and Stolte, Skylar E. and Yang, Yunchao and Liu, Kang and See, Kyle B.
+             and Ju, Huiwen and Fang, Ruogu},
+  journal = {Medical Image Analysis},
+  volume  = {97},
+  pages   = {103301},
+  year    = {2024},
+  doi     = {10.1016/j.media.2024.103301}
+}""",
+    ),
     "universal": System(
         name="universal",
         chapter="pretrain",

@@ -33,6 +33,8 @@ BRATS: Regions = {
     "ET": ("enhancing tumour",),
 }
 """Tumour core, whole tumour and enhancing tumour, in the order of the published networks' channels."""
+PICTURE = 320
+"""Pixels up to which slices are enlarged."""
 SUFFIXES = {"nifti": ".nii.gz", "dicom-seg": ".dcm"}
 
 
@@ -234,7 +236,8 @@ def middle_slices(image: Image, mask: NDArray[np.uint8]) -> dict[str, tuple[Imag
     for axis, name in enumerate(("axial", "coronal", "sagittal")):
         flat, marks = pixels.take(centre[axis], axis), mask.take(centre[axis], axis)
         steps = np.delete(spacing, axis)
-        for along, times in enumerate(np.rint(steps / steps.min()).astype(int)):
+        larger = max(PICTURE // max(flat.shape), 1)
+        for along, times in enumerate(np.rint(larger * steps / steps.min()).astype(int)):
             flat, marks = flat.repeat(times, along), marks.repeat(times, along)
         picture = Image(np.rint(255 * flat).astype(np.uint8)[None], ("gray",), path=image.path)
         slices[name] = picture, marks
