@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vesalius.published.load import convert, load
     from vesalius.report.run import run_report
     from vesalius.systems import info
+    from vesalius.training.extend import extend_run
     from vesalius.training.verbs import adapt_backbone, pretrain_system
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ _HOME = {
     "compare_methods": "vesalius.compare",
     "convert": "vesalius.published.load",
     "evaluate": "vesalius.evaluation.verbs",
+    "extend_run": "vesalius.training.extend",
     "index": "vesalius.data.index",
     "info": "vesalius.systems",
     "load": "vesalius.published.load",
@@ -60,6 +62,7 @@ __all__ = [
     "compare_methods",
     "convert",
     "evaluate",
+    "extend_run",
     "index",
     "info",
     "load",

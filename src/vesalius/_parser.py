@@ -98,7 +98,8 @@ def parse(
     if not words and (needed or positional):
         raise ConfigError(f"needs {', '.join(shown)}", remedy=f"see {prog} --help")
     values = parser.parse_args(list(words))
-    keywords = {key: value for key, value in values.as_dict().items() if key != "config"}
+    reserved = {name.rstrip("_"): name for name in inspect.signature(function).parameters}
+    keywords = {reserved.get(key, key): value for key, value in values.as_dict().items() if key != "config"}
     if presets is not None and "model" in keywords:
         keywords["model"] = _changes(keywords["model"], presets[preset])
     optional = {item.name for item in fields(extra)} if extra is not None else set()
@@ -137,7 +138,8 @@ def _add(parser: _Parser, parameter: inspect.Parameter, hint: Any, note: str | N
             options["nargs"] = "+"
         parser.add_argument(name, type=several or hint, **options)
         return
-    flags = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
+    word = name.rstrip("_")  # class_, which Python reserves, is --class
+    flags = [f"--{word}"] + ([f"--{word.replace('_', '-')}"] if "_" in word else [])
     if name in SHORT:
         flags.append(SHORT[name])
     if hint is bool:

@@ -77,6 +77,17 @@ VERBS = {
         extra="vesalius.training.loop:TrainConfig",
         reports=True,
     ),
+    "extend": Verb(
+        "teach a Universal Model a class more, and compare the old ones before and after",
+        "vesalius.training.extend:extend_run",
+        (
+            'vesalius extend runs/universal --class "colon polyp" --organs colon --data new.parquet --out runs/polyp',
+            "vesalius extend runs/universal --class pancreas --data new.parquet --pseudo_labels --out runs/pancreas",
+        ),
+        positional=("run",),
+        extra="vesalius.training.loop:TrainConfig",
+        reports=True,
+    ),
     "adapt": Verb(
         "adapt a backbone to a task with labels",
         "vesalius.training.verbs:adapt_backbone",

@@ -19,8 +19,10 @@ from vesalius.pretrain.universal import (
     build,
     learning_rate,
     partial_loss,
+    score_case,
     with_pseudo_labels,
 )
+from vesalius.tasks.volume_dice import VolumeDice
 
 
 @pytest.fixture
@@ -142,6 +144,7 @@ def test_validation_scores_a_case_for_what_it_was_annotated_for(module):
     module.network.forward = lambda image, classes: torch.full((1, len(classes), *image.shape[2:]), 9.0)
     mask = torch.ones(8, 8, 8, dtype=torch.uint8)
     case = {"image": torch.rand(1, 8, 8, 8), "mask": mask, "labelled": torch.tensor([True, False, False])}
-    module.score(case, module._dice)
-    assert module._dice.compute()[0] == 1
-    assert module._dice.compute()[1:].isnan().all()
+    dice = VolumeDice(3)
+    score_case(module.network, case, dice, members=module.members, roi=(8, 8, 8))
+    assert dice.compute()[0] == 1
+    assert dice.compute()[1:].isnan().all()

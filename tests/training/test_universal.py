@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,14 @@ from safetensors.torch import load_file
 from vesalius.data.class_tables import ClassTable
 from vesalius.data.phantoms.volume_files import write_nifti
 from vesalius.data.table import make_table, save_table
-from vesalius.errors import VesaliusError
+from vesalius.errors import ConfigError, VesaliusError
+from vesalius.nn.class_text import hashed
+from vesalius.pretrain.extension import Extension, changed_tensors
+from vesalius.pretrain.universal import PRESETS, Universal, UniversalConfig, build
 from vesalius.published.load import load_weights
+from vesalius.training.extend import extend_run
+from vesalius.training.provenance import read_seen
+from vesalius.training.runs import RunFolder
 from vesalius.training.verbs import pretrain_system
 
 OPTIONS = {"batch_size": 1, "val_every": 4, "save_every": 2, "log_every": 1, "progress": False}
@@ -89,8 +97,6 @@ def test_a_run_knows_its_classes_and_scores_each_on_its_own_set(run):
 
 def test_a_killed_run_goes_on_to_the_same_weights(tables, run, tmp_path, monkeypatch):
     whole, _ = run
-    from vesalius.pretrain.universal import Universal
-
     step, count = Universal.training_step, iter(range(8))
 
     def dies(self, batch, batch_idx):
@@ -105,3 +111,66 @@ def test_a_killed_run_goes_on_to_the_same_weights(tables, run, tmp_path, monkeyp
     assert _pretrain(tables, tmp_path / "killed", resume=True)["step"] == 8
     ours, theirs = (load_file(path / "weights.safetensors") for path in (tmp_path / "killed", whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_new_class_leaves_the_old_ones_as_they_were(tables, run, tmp_path):
+    folder, _ = tables
+    new = _dataset(folder, "three", ["cyst", "liver"])
+    summary = extend_run(
+        run[0], class_="cyst", organs=["kidney"], data=new, out=tmp_path / "cyst", **(OPTIONS | {"steps": 4})
+    )
+    before, after = (load_weights(path) for path in (run[0], tmp_path / "cyst"))
+    assert after.classes == (*before.classes, "cyst")
+    assert _hash(before.state_dict(), before) == _hash(after.state_dict(), before)
+    assert set(summary["old"]) == {"liver", "spleen", "kidney"}
+    assert all(row["before"] == row["after"] for row in summary["old"].values())
+    assert summary["old"]["liver"]["cases"] == 2  # that of its own set, and the new one
+    volume = torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(after(volume, before.classes), before(volume), rtol=0, atol=1e-5)
+    seen, learned = (read_seen(RunFolder(path)) for path in (run[0], tmp_path / "cyst"))
+    assert seen["train"] < learned["train"]
+    entry = ClassTable.from_dict(after.card.extra["classes"]).entry("cyst")
+    assert (entry.kind, entry.organs, entry.rule) == ("tumor", ("kidney",), "inside")
+
+
+def _hash(state, like):
+    """Of the tensors that a network has, of the embeddings those rows."""
+    digest = hashlib.sha256()
+    for name, tensor in like.state_dict().items():
+        digest.update((state[name][: len(tensor)] if name == "head.embedding" else state[name]).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_pseudo_labels_train_everything(tables, run, tmp_path):
+    folder, _ = tables
+    new = _dataset(folder, "four", ["cyst"])
+    summary = extend_run(
+        run[0], class_="cyst", data=new, out=tmp_path / "cyst", pseudo_labels=True, lr=1e-3, **(OPTIONS | {"steps": 2})
+    )
+    before, after = (load_weights(path) for path in (run[0], tmp_path / "cyst"))
+    changed = changed_tensors(before, after)
+    assert any(name.startswith("encoder.") for name in changed)
+    assert any(name.startswith("head.controller.0.") for name in changed)
+    assert {row["cases"] for row in summary["old"].values()} == {1}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"class_": "Spleen"}, "has the class 'spleen' already"),
+        ({"class_": "vessel"}, "no training case is annotated for 'vessel'"),
+    ],
+)
+def test_what_cannot_be_added(tables, run, tmp_path, options, said):
+    new = _dataset(tables[0], "five", ["cyst", "kidney"])
+    with pytest.raises(ConfigError, match=said):
+        extend_run(run[0], data=new, out=tmp_path / "no", **options)
+
+
+def test_one_controller_for_all_is_refused():
+    torch.manual_seed(0)
+    network = build(UniversalConfig(trunk="segresnet", width=8), ["a"], hashed(["a"]))
+    table = ClassTable.from_dict({"classes": ["a", "b"]})
+    with pytest.raises(ConfigError, match="one controller makes all classes"):
+        Extension(PRESETS["tiny"], network, table=table, embeddings=hashed(["b"]))

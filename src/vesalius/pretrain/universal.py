@@ -213,6 +213,27 @@ def with_pseudo_labels(
     return target, labelled
 
 
+@torch.no_grad()
+def score_case(
+    network: LanguageDriven, case: dict[str, Any], dice: VolumeDice, *, members: Tensor, roi: tuple[int, int, int]
+) -> None:
+    """Take the Dice of a whole volume into `dice`, of those classes that it is labelled for.
+
+    Args:
+        network: whose classes begin with those of `members`.
+        case: of `Universal.val_view`.
+        members: of the class table.
+        roi: voxels of a window.
+    """
+    rows = case["labelled"].nonzero().flatten().tolist()
+    if not rows:
+        return
+    image, mask = (case[name].to(members.device) for name in ("image", "mask"))
+    names = [network.classes[row] for row in rows]
+    scores = sliding_window_inference(image[None], roi, 1, network, mode="gaussian", classes=names)
+    dice.update((scores[0] > 0) & (mask != IGNORE), members[:, rows][mask.long()].movedim(-1, 0), rows)
+
+
 def learning_rate(epoch: float, config: UniversalConfig) -> float:
     """In force during an epoch: the published trainer steps its schedule before it."""
     return linear_warmup_cosine(epoch + 1, total=config.epochs, warmup=config.warmup, lr=config.lr)
@@ -225,6 +246,7 @@ class Universal(VolumePretraining):
         config: hyper-parameters.
         table: the classes, and what datasets call them.
         text: where the class embeddings come from, see `class_embeddings`.
+        network: that goes on training, in place of a fresh one.
     """
 
     SYSTEM = SYSTEM
@@ -235,16 +257,24 @@ class Universal(VolumePretraining):
     members: Tensor
 
     def __init__(
-        self, config: UniversalConfig = PRESETS["paper"], *, table: ClassTable = TEMPLATE, text: str | None = None
+        self,
+        config: UniversalConfig = PRESETS["paper"],
+        *,
+        table: ClassTable = TEMPLATE,
+        text: str | None = None,
+        network: LanguageDriven | None = None,
     ):
         super().__init__()
         self.config, self.contract, self.table = config, config.contract, table
         self.plan = Plan(images=config.volumes, steps=config.steps, epochs=0 if config.steps else config.epochs)
-        vectors, self.text = None, "learned"
-        if config.encoding == "text":
-            vectors, self.text = class_embeddings(text or HASHED, table.names, table.prompts)
+        self.text = "learned"
+        if network is None:
+            vectors = None
+            if config.encoding == "text":
+                vectors, self.text = class_embeddings(text or HASHED, table.names, table.prompts)
+            network = build(config, table.names, vectors)
+        self.network = network
         self.notes = (f"Class embeddings: {self.text}",)
-        self.network = build(config, table.names, vectors)
         self.register_buffer("members", torch.from_numpy(table.members), persistent=False)
         square = config.crop[0] == config.crop[1]
         self.patch = PatchView(
@@ -329,15 +359,22 @@ class Universal(VolumePretraining):
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The `partial_loss` of a batch of patches: only classes that some case is labelled for are computed."""
-        asked = batch["labelled"].any(0).nonzero().flatten()
-        logits = self.network(batch["image"], [self.classes[row] for row in asked.tolist()])
-        mask = batch["mask"].long()
-        target = self.members[:, asked][mask].movedim(-1, 1)
+        asked = batch["labelled"].any(0).nonzero().flatten().tolist()
+        target = self.members[:, asked][batch["mask"].long()].movedim(-1, 1)
+        return self.terms(batch, target, batch["labelled"][:, asked], asked)
+
+    def terms(self, batch: dict[str, Tensor], target: Tensor, labelled: Tensor, rows: list[int]) -> dict[str, Tensor]:
+        """The loss and its terms.
+
+        Args:
+            batch: image ``[B, 1, D, H, W]`` and mask ``[B, D, H, W]``, of which only what is ignored counts here.
+            target, labelled: of `partial_loss`, for the classes in `rows`.
+        """
+        logits = self.network(batch["image"], [self.classes[row] for row in rows])
         # Voxels that nobody judged: there the network is right whatever it says, without a gradient.
-        logits = torch.where((mask == IGNORE).unsqueeze(1), -1e4, logits)
-        total, entropy, dice = partial_loss(
-            logits, target, batch["labelled"][:, asked], per_slice=self.config.per_slice
-        )
+        ignored = (batch["mask"] == IGNORE).unsqueeze(1)
+        logits, target = torch.where(ignored, -1e4, logits), target.masked_fill(ignored, 0)
+        total, entropy, dice = partial_loss(logits, target, labelled, per_slice=self.config.per_slice)
         return {"loss": total, "cross_entropy": entropy, "dice_loss": dice}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -353,7 +390,7 @@ class Universal(VolumePretraining):
     def validation_step(self, batch: list[dict[str, Any]], batch_idx: int) -> None:
         """Dice of the classes that each volume is labelled for, predicted in windows."""
         for case in batch:
-            self.score(case, self._dice)
+            score_case(self.network, case, self._dice, members=self.members, roi=self.contract.roi)
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over the classes that some case is labelled for, and each of them."""
@@ -361,19 +398,6 @@ class Universal(VolumePretraining):
         self.log("val/dice", scores.nanmean().float())
         each = {f"val/dice {name}": score.float() for name, score in zip(self.classes, scores, strict=True)}
         self.log_dict({name: score for name, score in each.items() if not score.isnan()})
-
-    @torch.no_grad()
-    def score(self, case: dict[str, Any], dice: VolumeDice) -> None:
-        """Take the Dice of a case of `val_view` into `dice`, of the classes that it is labelled for."""
-        rows = case["labelled"].nonzero().flatten().tolist()
-        names = [self.classes[row] for row in rows]
-        device = self.members.device
-        scores = sliding_window_inference(
-            case["image"][None].to(device), self.contract.roi, 1, self.network, mode="gaussian", classes=names
-        )
-        mask = case["mask"].to(device)
-        truth = self.members[:, rows][mask.long()].movedim(-1, 0)
-        dice.update((scores[0] > 0) & (mask != IGNORE), truth, rows)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW by `learning_rate`, whose epochs are stretched to `total_steps`; biases and norms do not decay."""

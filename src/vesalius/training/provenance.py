@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,24 @@ def split_hash(table: pl.DataFrame) -> str:
     return _hash(sorted({f"{key} {split}" for key, split in zip(patient_keys(table), table["split"], strict=True)}))
 
 
-def write_seen(run: RunFolder, *, train: pl.DataFrame, val: pl.DataFrame, backbone: Iterable[str] = ()) -> None:
+def write_seen(
+    run: RunFolder,
+    *,
+    train: pl.DataFrame,
+    val: pl.DataFrame,
+    backbone: Iterable[str] = (),
+    earlier: Mapping[str, set[str]] | None = None,
+) -> None:
     """Write seen.json.
 
     Args:
         train, val: the rows that the run learned from, and was chosen by.
         backbone: keys of those whom the backbone had seen.
+        earlier: of `read_seen`, where the run goes on from another with the same task.
     """
+    earlier = earlier or {}
     seen = {"train": train, "val": val}
-    lists = {name: sorted(set(patient_keys(table))) for name, table in seen.items()}
+    lists = {name: sorted({*patient_keys(table), *earlier.get(name, ())}) for name, table in seen.items()}
     write_text(run.seen, json.dumps({**lists, "backbone": sorted(set(backbone))}, indent=1) + "\n")
 
 
