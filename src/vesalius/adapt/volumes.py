@@ -155,7 +155,7 @@ class VolumeAdaptation(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over the classes that some case has, or was said to have, and each of them."""
-        scores = self._dice.compute()
+        scores = self._dice.compute().reshape(-1)  # torchmetrics makes one class a scalar
         self.log("val/dice", scores.nanmean().nan_to_num().float())
         each = {f"val/dice {name}": score.float() for name, score in zip(self.task.scored, scores, strict=True)}
         self.log_dict({name: score for name, score in each.items() if not score.isnan()})

@@ -308,7 +308,7 @@ def _ending(name: str, channels: Sequence[str]) -> tuple[str, str]:
     """A name without the channel that it ends in, and that channel's key; '' where it ends in none."""
     keys = {channel_key(channel) for channel in channels}
     words = name.replace("-", "_").split("_")
-    for count in range(1, len(words) + 1):
+    for count in range(len(words), 0, -1):  # the longest: T2-FLAIR is not FLAIR of "T2"
         key = channel_key("".join(words[-count:]))
         if key in keys:
             return name[: len(name) - len("_".join(words[-count:]))].rstrip("_-"), key
