@@ -49,7 +49,7 @@ class SwinSSL(nn.Module):
     def __init__(self, encoder: SwinEncoder, *, embedding: int = 512, hidden: int | None = None):
         super().__init__()
         width = encoder.bottleneck_channels
-        self.encoder = encoder
+        self.encoder, self.embedding = encoder, embedding
         self.rotation = _token_head(width, hidden, ROTATIONS)
         self.contrastive = _token_head(width, hidden, embedding)
         first = hidden or width

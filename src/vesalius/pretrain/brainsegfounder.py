@@ -294,6 +294,7 @@ class BrainSegFounder(VolumePretraining):
     """
 
     SYSTEM = SYSTEM
+    network: SwinSSL
     monitor = "val/reconstruction_loss"
 
     def __init__(self, config: BrainSegFounderConfig = PRESETS["paper"]):
@@ -306,8 +307,9 @@ class BrainSegFounder(VolumePretraining):
     @property
     def architecture(self) -> dict[str, Any]:
         """The encoder and its heads: the second stage goes on with both."""
-        heads = {"embedding": self.network.contrastive[-1].out_features, "hidden": None}
-        return {"name": "swin_ssl", "config": {"encoder": architecture(self.network.encoder), **heads}}
+        network = self.network
+        config = {"encoder": architecture(network.encoder), "embedding": network.embedding, "hidden": None}
+        return {"name": "swin_ssl", "config": config}
 
     def samples(self, table: pl.DataFrame, cache: Path) -> VolumeDataset:
         """Scans without the empty border."""
@@ -351,7 +353,7 @@ class BrainSegFounder(VolumePretraining):
         self.log_dict(values, batch_size=len(batch["turns"]), sync_dist=stage == "val")
         return terms["loss"]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW by `learning_rate`, stretched to `total_steps`; biases and norms do not decay (the authors' do)."""
         c = self.config
 
