@@ -125,6 +125,7 @@ VERBS = {
         (
             "vesalius predict runs/seg image.dcm --out out/",
             "vesalius predict runs/seg folder/ --out out/ --formats nifti,dicom-seg",
+            "vesalius predict runs/universal ct.nii.gz --classes liver kidney --out out/",
         ),
         positional=("run", "inputs"),
     ),

@@ -134,13 +134,21 @@ def sliding_window(
     return slab.result()
 
 
-def segment_volume(network: Network, image: Image, contract: VolumeContract, **options: Any) -> np.ndarray:
+def segment_volume(
+    network: Network,
+    image: Image,
+    contract: VolumeContract,
+    *,
+    finish: Callable[[np.ndarray], np.ndarray] | None = None,
+    **options: Any,
+) -> np.ndarray:
     """An image through its network's contract, `sliding_window`, and back onto its own voxels.
 
     Args:
         network: in evaluation mode.
         image: with the contract's channels.
         contract: what the network reads.
+        finish: what is done to the whole of what was decided, on the network's voxels.
         options: of `sliding_window`.
 
     Returns:
@@ -155,7 +163,7 @@ def segment_volume(network: Network, image: Image, contract: VolumeContract, **o
         prepare=lambda part: contract.normalise(part, limits),
         **options,
     )
-    return contract.restore(found, image)
+    return contract.restore(found if finish is None else finish(found), image)
 
 
 def sliding_memory(

@@ -32,6 +32,7 @@ from vesalius.published.card import Card
 from vesalius.tasks import TASKS
 from vesalius.tasks.multilabel import THRESHOLD
 from vesalius.tasks.trunk import check_formats
+from vesalius.tasks.volume_language import LanguageSegmentation
 from vesalius.training.backbones import open_backbone
 from vesalius.training.provenance import data_hash, patient_keys, read_seen, split_hash
 from vesalius.training.runs import RunFolder, code_version
@@ -70,7 +71,7 @@ def evaluate(
         data: one or several tables (.parquet); by default those of the run.
         split: which part to score.
         protocol: task (an adapted run), linear_probe or knn (a backbone); auto takes task where there is one.
-        classes: of a backbone's protocol; by default all labels of the table.
+        classes: of a backbone's protocol, or of the Universal Model; by default all that the table has labels of.
         fraction: of the training patients whose labels a backbone's protocol uses.
         shots: labelled images per class that a backbone's protocol uses, in place of a fraction.
         out: folder of the results; by default the run's.
@@ -125,8 +126,12 @@ def evaluate(
     settings: dict[str, Any] = {"fraction": fraction, "shots": shots, "draws": draws}
     between: dict[str, dict[str, float]] | None = None
     if task is not None and isinstance(card.contract, VolumeContract):
-        kind, names = "task", tuple(task.scored)
-        _same_classes(table, name, card)
+        kind = "task"
+        if isinstance(task, LanguageSegmentation):
+            task.choose(classes or _labelled_classes(task, rows))
+        else:
+            _same_classes(table, name, card)
+        names = tuple(task.scored)
         rules = {"tolerance": tolerance, "lesions": lesions, "empty": empty}
         settings |= rules
         metrics, cases, between = score_volumes(
@@ -190,6 +195,7 @@ def predict(
     formats: Sequence[str] | None = None,
     overlays: bool = True,
     flips: bool = False,
+    classes: Sequence[str] = (),
     trunk: str | None = None,
     batch_size: int = 16,
     overwrite: bool = False,
@@ -208,6 +214,7 @@ def predict(
         formats: png, nifti, dicom-seg (segmentation), png, nifti (enhancement); by default that of each input.
         overlays: draw masks over the images, too; over the middle slices of volumes.
         flips: of volumes, average over mirror images, which takes eight times as long.
+        classes: of the Universal Model, those to predict; by default all.
         trunk: where the trunk of a run that stores only what it trained lies now, if it was moved.
         batch_size: images at a time.
         overwrite: do again what is done, and replace other predictions.
@@ -250,6 +257,10 @@ def predict(
     }
     if volumes:
         made_by["flips"] = flips
+    if isinstance(task, LanguageSegmentation):
+        made_by["classes"] = list(task.choose(classes).classes)
+    elif classes:
+        raise ConfigError("this run predicts all of its classes", remedy="leave out classes")
     writer = Writer(folder, made_by, overwrite=overwrite)
     done = writer.done
     todo = [source for source in sources if _name(source) not in done]
@@ -385,6 +396,13 @@ def _check_leakage(folder: RunFolder, rows: pl.DataFrame, split: str) -> dict[st
             remedy="score other patients, or train again with this split",
         )
     return {"run": len(keys & learned), "backbone": len(keys & seen["backbone"])}
+
+
+def _labelled_classes(task: LanguageSegmentation, rows: pl.DataFrame) -> list[str]:
+    """Those of a Universal Model's classes that some case is annotated for."""
+    named, _ = task.table.translate(rows)
+    known = np.logical_or.reduce([task.table.labelled(names) for names in named["annotated"].to_list()])
+    return [name for name, is_one in zip(task.table.names, known, strict=True) if is_one]
 
 
 def _same_classes(table: pl.DataFrame, task: str, card: Card) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from vesalius.adapt.networks import load_task
+from vesalius.data.abdomen import NAMES, TEMPLATE
+from vesalius.data.class_tables import ClassTable, Sides
 from vesalius.data.entry import Entry, Folder
 from vesalius.data.layouts import detect
 from vesalius.data.masks import IGNORE
@@ -25,9 +28,11 @@ from vesalius.errors import VesaliusError, WeightsError
 from vesalius.evaluation.metrics import bootstrap, defined_mean
 from vesalius.evaluation.sliding import segment_volume
 from vesalius.images import Image
-from vesalius.nn.volumes import VolumeSegmenter, VolumeTrunk
+from vesalius.nn.language_head import LanguageDriven
+from vesalius.nn.volumes import VolumeSegmenter
 from vesalius.published.card import Card
 from vesalius.published.load import load_weights
+from vesalius.tasks.volume_language import LanguageSegmentation
 from vesalius.tasks.volume_metrics import case_scores, summarise
 from vesalius.tasks.volume_segmentation import BRATS, Regions, VolumeSegmentation
 
@@ -64,7 +69,10 @@ class Case:
         return read_case(self.paths, self.channels)
 
 
-def load_volume_task(path: str | Path) -> tuple[VolumeSegmentation, Card]:
+VolumeTask = VolumeSegmentation | LanguageSegmentation
+
+
+def load_volume_task(path: str | Path) -> tuple[VolumeTask, Card]:
     """A segmentation of volumes in evaluation mode, and its card: a run's, or an authors' file that was converted.
 
     Raises:
@@ -75,6 +83,11 @@ def load_volume_task(path: str | Path) -> tuple[VolumeSegmentation, Card]:
     if place.name == "weights.safetensors":
         beside = place.with_name("card.json")
     card = Card.load(beside)
+    if card.architecture["name"] == "language_driven":
+        language = cast(LanguageDriven, load_weights(path))
+        known = {"classes": list(language.classes)} if language.classes != NAMES else TEMPLATE.to_dict()
+        table = ClassTable.from_dict(card.extra.get("classes", known))
+        return LanguageSegmentation(language, table).eval(), card
     if card.architecture["name"] != "volume_segmenter":
         return cast("tuple[VolumeSegmentation, Card]", load_task(path))
     network = cast(VolumeSegmenter, load_weights(path))
@@ -82,7 +95,7 @@ def load_volume_task(path: str | Path) -> tuple[VolumeSegmentation, Card]:
     if card.system != "brainsegfounder" or outputs not in PUBLISHED:
         raise WeightsError(f"nothing says what its {outputs} outputs are", path=path, remedy="adapt it to your classes")
     classes, regions = PUBLISHED[outputs]
-    task = VolumeSegmentation(cast(VolumeTrunk, network.encoder), classes, regions=regions)
+    task = VolumeSegmentation(network.encoder, classes, regions=regions)
     task.head = network.head
     return task.eval(), replace(card, classes=classes)
 
@@ -129,7 +142,7 @@ def find_cases(inputs: str | Path | Sequence[str | Path], channels: Sequence[str
 
 
 def predict_case(
-    task: VolumeSegmentation,
+    task: VolumeTask,
     contract: VolumeContract,
     case: Case,
     out: Path,
@@ -171,17 +184,51 @@ def predict_case(
 
 
 def label_map(
-    task: VolumeSegmentation, image: Image, contract: VolumeContract, *, flips: bool = False, title: str | None = None
+    task: VolumeTask, image: Image, contract: VolumeContract, *, flips: bool = False, title: str | None = None
 ) -> NDArray[np.uint8]:
     """The label map ``[D, H, W]`` of an image, on its own voxels."""
-    device = next(task.parameters()).device
     return segment_volume(
-        task, image, contract, decide=task.decide, flips=(0, 1, 2) if flips else (), device=device, title=title
+        task,
+        image,
+        contract,
+        decide=task.decide,
+        finish=task.finish if isinstance(task, LanguageSegmentation) else None,
+        flips=(0, 1, 2) if flips else (),
+        device=next(task.parameters()).device,
+        title=title,
     )
 
 
+def masks(
+    task: VolumeTask, contract: VolumeContract, row: Mapping[str, Any], image: Image
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Prediction and truth of what is scored, ``[K, D, H, W]`` each on the image's voxels; ignored ones are neither.
+
+    Args:
+        task: in evaluation mode.
+        contract: the volumes that it expects.
+        row: of a table, whose masks speak in the task's classes (`ClassTable.translate`).
+        image: of the row.
+    """
+    # Turned onto the network's axes and back, without resampling: masks may lie along other axes than the image.
+    native = replace(contract, spacing=None)
+    if isinstance(task, LanguageSegmentation):
+        stored = prepare(row, native, classes=task.table.sources, relabel=Sides(task.table)).mask
+        assert stored is not None
+        codes = native.restore(stored, image)
+        device = next(task.parameters()).device
+        found = segment_volume(task, image, contract, decide=task.decide, finish=task.masks, device=device, title=None)
+        truth = np.stack([task.table.members[:, task.table.names.index(name)][codes] for name in task.scored])
+        return found.astype(bool) & (codes != IGNORE), truth
+    placed = prepare(row, native, classes=list(task.classes)).mask
+    assert placed is not None
+    pair = np.stack([label_map(task, image, contract), native.restore(placed, image)])
+    prediction, truth = task.region_masks(pair).numpy() & (pair[1] != IGNORE)
+    return prediction, truth
+
+
 def score_volumes(
-    task: VolumeSegmentation,
+    task: VolumeTask,
     contract: VolumeContract,
     rows: pl.DataFrame,
     *,
@@ -210,14 +257,11 @@ def score_volumes(
     """
     names = task.scored
     found: list[dict[str, dict[str, float]]] = []
-    native = replace(contract, spacing=None)
+    if isinstance(task, LanguageSegmentation):
+        rows, _ = task.table.translate(rows)
     for row in track(rows.to_dicts(), len(rows), "predicting"):
         image = case_of(row)
-        # Turned onto the network's axes and back, without resampling: masks may lie along other axes than the image.
-        placed = prepare(row, native, classes=list(task.classes)).mask
-        assert placed is not None
-        pair = np.stack([label_map(task, image, contract), native.restore(placed, image)])
-        prediction, truth = task.region_masks(pair).numpy() & (pair[1] != IGNORE)
+        prediction, truth = masks(task, contract, row, image)
         found.append(
             case_scores(
                 prediction,
@@ -251,23 +295,25 @@ def _intervals(
         if f"{key} {names[0]}" not in cases:
             continue
         values = np.array([cases[f"{key} {name}"] for name in names], np.float64)
-
-        def score(rows: NDArray[np.int64], values: NDArray[np.float64] = values) -> float:
-            return defined_mean(np.array([defined_mean(one[rows]) for one in values]))
-
-        found[key] = bootstrap(score, len(groups), groups=groups, draws=draws, seed=seed)
-        for name, one in zip(names, values, strict=True):
-            interval = bootstrap(
-                lambda rows, one=one: defined_mean(one[rows]), len(groups), groups=groups, draws=draws, seed=seed
-            )
-            found[f"{key} {name}"] = interval
-            if key == "dice":
-                metrics["per_class"][name] |= {"dice_low": interval["low"], "dice_high": interval["high"]}
+        for name, one in [("", values), *((f" {name}", values[k : k + 1]) for k, name in enumerate(names))]:
+            interval = bootstrap(partial(_mean, one), len(groups), groups=groups, draws=draws, seed=seed)
+            found[f"{key}{name}"] = interval
+            if key == "dice" and name:
+                row = metrics["per_class"][name.strip()]
+                row |= {"dice_low": interval["low"], "dice_high": interval["high"]}
     return found
 
 
-def _annotated(task: VolumeSegmentation, row: Mapping[str, Any]) -> list[bool]:
+def _mean(values: NDArray[np.float64], rows: NDArray[np.int64]) -> float:
+    """``[K, N]`` -> the mean over classes of the means over the drawn cases."""
+    return defined_mean(np.array([defined_mean(one[rows]) for one in values]))
+
+
+def _annotated(task: VolumeTask, row: Mapping[str, Any]) -> list[bool]:
     """Which of what is scored was looked for in a case: a region where all of its classes were."""
+    if isinstance(task, LanguageSegmentation):
+        labelled = task.table.labelled(row["annotated"])
+        return [bool(labelled[task.table.names.index(name)]) for name in task.scored]
     members = task.regions.values() if task.regions else [(name,) for name in task.classes]
     return [set(some) <= set(row["annotated"]) for some in members]
 

@@ -62,10 +62,9 @@ def parse_regions(words: Sequence[str], classes: Sequence[str]) -> dict[str, tup
             if not members:
                 raise ConfigError(f"region {word!r}", remedy="write brats, or NAME=CLASS+CLASS for each region")
             regions[name] = tuple(part.strip() for part in members.split("+"))
-    for members in regions.values():
-        for name in members:
-            if name not in classes:
-                raise ConfigError(f"no mask has the class {name!r}", remedy=nearest(name, classes))
+    for name in (member for some in regions.values() for member in some):
+        if name not in classes:
+            raise ConfigError(f"no mask has the class {name!r}", remedy=nearest(name, classes))
     painted(regions, classes)
     return regions
 
@@ -152,7 +151,7 @@ class VolumeSegmentation(nn.Module):
         size = volume.shape[2:]
         scores = [
             F.interpolate(head(level), size=size, mode="trilinear", align_corners=False)
-            for head, level in zip(self.head, features.maps, strict=True)  # type: ignore[arg-type]
+            for head, level in zip(self.head.children(), features.maps, strict=True)
         ]
         return torch.stack(scores).sum(0)
 
@@ -203,16 +202,29 @@ class VolumeSegmentation(nn.Module):
             folder, stem: where and under which name.
             formats: nifti, dicom-seg, overlay; None for all.
         """
-        formats, paths = check_formats(formats, self.FORMATS), []
-        for name in SUFFIXES:
-            if name in formats:
-                path = Path(folder) / f"{stem}{SUFFIXES[name]}"
-                paths.append(write_mask(mask, image, path, classes=self.classes))
-        if "overlay" in formats:
-            for view, (picture, marks) in middle_slices(image, mask).items():
-                drawn = overlay(picture, marks, classes=self.classes).transpose(2, 0, 1) / np.float32(255)
-                paths.append(write_image(drawn, picture, Path(folder) / f"{stem}_{view}.png"))
-        return paths
+        return write_label_map(mask, image, folder, stem, classes=self.classes, formats=formats)
+
+
+def write_label_map(
+    mask: NDArray[np.uint8],
+    image: Image,
+    folder: str | Path,
+    stem: str,
+    *,
+    classes: Sequence[str],
+    formats: Sequence[str] | None = None,
+) -> list[Path]:
+    """Write a label map in the image's geometry, and pictures of its middle slices; see `VolumeSegmentation.write`."""
+    formats, paths = check_formats(formats, VolumeSegmentation.FORMATS), []
+    for name in SUFFIXES:
+        if name in formats:
+            path = Path(folder) / f"{stem}{SUFFIXES[name]}"
+            paths.append(write_mask(mask, image, path, classes=classes))
+    if "overlay" in formats:
+        for view, (picture, marks) in middle_slices(image, mask).items():
+            drawn = overlay(picture, marks, classes=classes).transpose(2, 0, 1) / np.float32(255)
+            paths.append(write_image(drawn, picture, Path(folder) / f"{stem}_{view}.png"))
+    return paths
 
 
 def middle_slices(image: Image, mask: NDArray[np.uint8]) -> dict[str, tuple[Image, NDArray[np.uint8]]]:
