@@ -329,6 +329,8 @@ def _task_of(folder: RunFolder, protocol: str, trunk: str | None) -> tuple[Any, 
     if part in TASKS:
         task, card = _load(folder.path, trunk)
         return task.to(_device()), card
+    if part is not None and reads_volumes(str(folder.path)):
+        raise ConfigError(f"{folder.path} is a {part} of volumes", remedy="adapt it to a segmentation first")
     if protocol == "auto" and part is not None:
         raise ConfigError(f"{folder.path} is a {part}", remedy="score its features: --protocol linear_probe or knn")
     raise VesaliusError("holds no finished run", path=folder.path, remedy="finish it with --resume")

@@ -23,6 +23,7 @@ from vesalius.published.keys import Hints, Keys, Request
 from vesalius.published.networks import ENCODERS, VOLUME_TRUNKS, Architecture, Hollow, build, trunk_config
 
 WEIGHTS, CARD = "weights.safetensors", "card.json"
+FLAT = "give weights for 2-D images"
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,8 @@ def load_backbone(
             path=text,
             remedy=f"give a run folder, a .safetensors file, or SYSTEM:FILE with SYSTEM one of {', '.join(FAMILIES)}",
         )
-    assert isinstance(module, Encoder)
+    if not isinstance(module, Encoder):
+        raise WeightsError("is a network that reads volumes", path=text, remedy=FLAT)
     return module
 
 
@@ -305,6 +307,8 @@ def _from_card(path: Path, image_size: int | None, in_channels: int | None) -> n
             remedy=f"start from the trunk, {card.extra['trunk']['spec']}",
         )
     what = encoder_of(card.architecture)
+    if what["name"] in VOLUME_TRUNKS:
+        raise WeightsError(f"holds a {card.part} that reads volumes", path=path, remedy=FLAT)
     state = read_state(weights)
     prefix = "encoder." if any(name.startswith("encoder.") for name in state) else ""
     keys = Keys({})

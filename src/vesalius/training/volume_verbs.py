@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -168,4 +169,9 @@ def _sides(crop: Sequence[int], trunk: VolumeTrunk) -> tuple[int, int, int] | No
     sides = tuple(crop) * 3 if len(crop) == 1 else tuple(crop)
     if len(sides) != 3 or any(side < 1 or side % trunk.multiple for side in sides):
         raise ConfigError(f"crop = {list(crop)}", remedy=f"give one or three multiples of {trunk.multiple}")
+    if math.prod(sides) == trunk.multiple**3:
+        raise ConfigError(
+            f"crop = {list(crop)} leaves the bottleneck one position, which has no variance to normalise by",
+            remedy=f"double a side, such as {2 * trunk.multiple} {trunk.multiple} {trunk.multiple}",
+        )
     return sides[0], sides[1], sides[2]
