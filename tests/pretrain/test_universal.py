@@ -10,7 +10,9 @@ import torch
 from vesalius.data.class_tables import ClassTable
 from vesalius.data.masks import IGNORE
 from vesalius.data.table import make_table
+from vesalius.data.volumes.contract import VolumeContract
 from vesalius.errors import ConfigError
+from vesalius.nn.swin_unetr import SwinConfig, SwinEncoder, SwinUNETR
 from vesalius.pretrain.universal import (
     PRESETS,
     TRUNKS,
@@ -22,6 +24,9 @@ from vesalius.pretrain.universal import (
     score_case,
     with_pseudo_labels,
 )
+from vesalius.published.card import Card
+from vesalius.published.load import save_weights
+from vesalius.published.networks import architecture
 from vesalius.tasks.volume_dice import VolumeDice
 
 
@@ -148,3 +153,18 @@ def test_validation_scores_a_case_for_what_it_was_annotated_for(module):
     score_case(module.network, case, dice, members=module.members, roi=(8, 8, 8))
     assert dice.compute()[0] == 1
     assert dice.compute()[1:].isnan().all()
+
+
+def test_a_pre_trained_encoder_starts_the_trunk(tmp_path):
+    torch.manual_seed(0)
+    swin = SwinEncoder(SwinConfig(width=12, window=4))
+    card = Card("brainsegfounder", "pretrain", architecture(swin), VolumeContract(("CT",)))
+    save_weights(swin, tmp_path, card)
+    module = Universal(replace(PRESETS["tiny"], trunk="swin_unetr", width=12), table=CLASSES)
+    module.network.encoder = SwinUNETR(SwinConfig(width=12, window=4))
+    before = module.network.encoder.ups[0].state_dict()
+    note = module.initialise(str(tmp_path)).notes[-1]
+    assert note == "The encoder alone was taken over; the decoder began anew"
+    taken = module.network.encoder.encoder.state_dict()
+    assert all(torch.equal(taken[name], tensor) for name, tensor in swin.state_dict().items())
+    assert all(torch.equal(module.network.encoder.ups[0].state_dict()[name], tensor) for name, tensor in before.items())

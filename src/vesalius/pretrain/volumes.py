@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from vesalius.data.volumes.contract import VolumeContract
 from vesalius.errors import ConfigError, WeightsError
+from vesalius.nn.swin_unetr import SwinEncoder, SwinUNETR
 from vesalius.nn.volumes import VolumeTrunk
 from vesalius.published.card import Card
 from vesalius.published.load import FAMILIES, load, load_weights
@@ -129,17 +130,23 @@ class VolumePretraining(L.LightningModule):
             load(system, file, part=self.PART) if authors else load_weights(spec), self.contract.channels
         )
         card, own, target = cast(Card, source.card), self.architecture, self.network
-        if isinstance(source, VolumeTrunk) and own["name"] not in VOLUME_TRUNKS:
+        theirs, what = card.architecture, source
+        if theirs["name"] != own["name"] and isinstance(getattr(source, "encoder", None), VolumeTrunk):
+            theirs, what = theirs["config"]["encoder"], cast(nn.Module, source.encoder)
+        if isinstance(what, VolumeTrunk) and own["name"] not in VOLUME_TRUNKS:
             own, target = own["config"]["encoder"], cast(nn.Module, self.network.encoder)
             card = replace(card, notes=(*card.notes, "The trunk alone was taken over; the heads began anew"))
-        found, wanted = (json.dumps(_shape(what), sort_keys=True) for what in (card.architecture, own))
+        if isinstance(what, SwinEncoder) and isinstance(target, SwinUNETR):
+            own, target = {**own, "name": theirs["name"]}, target.encoder
+            card = replace(card, notes=(*card.notes, "The encoder alone was taken over; the decoder began anew"))
+        found, wanted = (json.dumps(_shape(one), sort_keys=True) for one in (theirs, own))
         if found != wanted:
             raise WeightsError(
-                f"is another network ({_first_difference(_shape(card.architecture), _shape(own))})",
+                f"is another network ({_first_difference(_shape(theirs), _shape(own))})",
                 path=spec,
                 remedy="choose the preset, or the --model settings, that it was trained with",
             )
-        target.load_state_dict(source.state_dict())
+        target.load_state_dict(what.state_dict())
         return card
 
 
