@@ -12,6 +12,8 @@ CLAIMS = {
     "usfm": "vesalius.claims.usfm",
     "deblurring": "vesalius.claims.deblurring",
     "ept": "vesalius.claims.ept",
+    "brainsegfounder": "vesalius.claims.brainsegfounder",
+    "universal": "vesalius.claims.universal",
 }
 
 
@@ -29,11 +31,11 @@ def claim(
     An arm that was run is not run again: an interrupted claim goes on where it stopped, and more seeds can be added.
 
     Args:
-        system: usfm, deblurring or ept.
+        system: usfm, deblurring, ept, brainsegfounder or universal.
         out: folder for ``results.json``, ``report.html``, the figures and one folder a seed.
         seeds: how many, counted from 0. A verdict needs three.
-        data: a table of real images; without it, phantoms of 32 pixels. The claim of ept has its own images and
-            takes none.
+        data: a table of real images; without it, phantoms of 32 pixels. The claims of ept, brainsegfounder and universal
+            have images of their own and take none.
         workers: processes, one thread each.
         steps: of pre-training, instead of the claim's own. The claims need theirs: with a third of the steps nothing is
             learned that a random network does not read as well.
@@ -47,10 +49,10 @@ def claim(
 
     It takes minutes; a name that is not known is told at once:
 
-    >>> claim("usmf", out="claims/usfm")
+    >>> claim("usmf", out="claims/usfm")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    vesalius.errors.ConfigError: unknown claim 'usmf'; did you mean 'usfm'? known: deblurring, ept, usfm
+    vesalius.errors.ConfigError: unknown claim 'usmf'; did you mean 'usfm'? known: brainsegfounder, deblurring, ept, ...
     """
     if system not in CLAIMS:
         raise ConfigError(f"unknown claim {system!r}", remedy=nearest(system, CLAIMS))

@@ -48,6 +48,8 @@ def pretrain(
     def loss(chance: torch.Generator) -> Tensor:
         index = torch.multinomial(probability, batch, replacement=True, generator=chance)
         value = module.loss(corrupt(index, chance))
+        if isinstance(value, Mapping):
+            return value["loss"]
         return value[0] if isinstance(value, tuple) else value
 
     module.train()
