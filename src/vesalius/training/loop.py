@@ -151,7 +151,9 @@ def fit(
         title = "training" if run is None else run.path.name
         callbacks.append(Bar(curve, steps=config.steps, images=config.images_per_step, title=title))
     if config.channels_last:
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        deep = any(parameter.ndim == 5 for parameter in module.parameters())
+        order = torch.channels_last_3d if deep else torch.channels_last
+        module.to(memory_format=order)  # type: ignore[call-overload]
     if config.compile:
         for child in module.children():
             child.compile()
