@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom
@@ -28,7 +29,13 @@ from vesalius.evaluation import volumes
 from vesalius.evaluation.verbs import evaluate, predict
 from vesalius.evaluation.volumes import find_cases, load_volume_task
 from vesalius.images import read_segmentation, read_volume
+from vesalius.nn.swin_unetr import SwinConfig, SwinUNETR
+from vesalius.nn.volumes import VolumeSegmenter
+from vesalius.pretrain.brainsegfounder import PRESETS, BrainSegFounder
+from vesalius.published.brainsegfounder import contract
 from vesalius.published.card import Card
+from vesalius.published.load import save_weights
+from vesalius.published.networks import architecture
 from vesalius.published.volumes import load_volume_trunk
 from vesalius.training.provenance import read_seen
 from vesalius.training.runs import RunFolder
@@ -109,6 +116,20 @@ def test_the_second_stage_keeps_the_channels_that_it_knows_by_name(tables: Path,
         pretrain_system("brainsegfounder", out=tables / "runs" / "x", model={"width": 24}, **options)
 
 
+def test_pre_training_goes_on_from_published_weights_in_their_own_order_only(tables: Path, tmp_path: Path):
+    config = replace(PRESETS["tiny"], merging="legacy")
+    module = BrainSegFounder(config)
+    save_weights(
+        module.network, tmp_path / "w", Card("brainsegfounder", "pretrain", module.architecture, module.contract)
+    )
+    options = {"data": tables / "healthy.parquet", "init": str(tmp_path / "w"), "steps": 1, **QUICK}
+    with pytest.raises(WeightsError, match="its merging is legacy, the system's repaired"):
+        pretrain_system("brainsegfounder", out=tables / "runs" / "m", **options)
+    pretrain_system("brainsegfounder", out=tables / "runs" / "m", model={"merging": "legacy"}, **options)
+    after = load_file(tables / "runs" / "m" / "weights.safetensors")
+    assert all(torch.equal(value, after[name]) for name, value in module.network.state_dict().items())
+
+
 def test_what_the_first_stage_cannot_read_is_said_by_the_channels_name(tables: Path):
     with pytest.raises(VesaliusError, match="has no channel 't1ce'"):
         pretrain_system("brainsegfounder", data=tables / "healthy.parquet", stage=2, out=tables / "runs" / "y", **QUICK)
@@ -130,6 +151,20 @@ def test_a_linear_head_leaves_the_encoder_as_it_was(tables: Path, stage1: Path):
         assert len(read_seen(RunFolder(out))["train"]) == 1
 
 
+def test_a_published_segmentation_is_a_task_as_it_is(tmp_path: Path):
+    network = VolumeSegmenter(SwinUNETR(SwinConfig(in_channels=4, width=12, window=4, merging="legacy")), classes=3)
+    config = {"encoder": architecture(network.encoder), "classes": 3}
+    card = Card(
+        "brainsegfounder", "segmentation", {"name": "volume_segmenter", "config": config}, contract("segmentation", 4)
+    )
+    save_weights(network, tmp_path / "brats", card)
+    task, found = load_volume_task(tmp_path / "brats")
+    assert (task.scored, found.classes, found.contract.channels[0]) == (("TC", "WT", "ET"), CLASSES, "flair")
+    volume = torch.rand(1, 4, 64, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(task(volume), network.eval()(volume))
+
+
 def test_options_that_say_nothing_about_volumes_are_refused(tables: Path, stage1: Path):
     options = {"backbone": str(stage1), "data": tables / "disease.parquet", "out": tables / "runs" / "z"}
     for method, wrong, message in (
@@ -138,6 +173,7 @@ def test_options_that_say_nothing_about_volumes_are_refused(tables: Path, stage1
         ("full", {"task": "classification"}, "task classification with"),
         ("full", {"regions": ["WT=oedema+core"]}, "no mask has the class 'core'"),
         ("full", {"crop": [40]}, "give one or three multiples of 32"),
+        ("full", {"crop": [32]}, "leaves the bottleneck one position"),
     ):
         with pytest.raises(ConfigError, match=message):
             adapt_backbone(method, **options, **wrong)
