@@ -37,9 +37,9 @@ class Plan:
     """How long a system trains where nobody says.
 
     Args:
-        images: volumes that a step sees.
+        images: or volumes, that a step sees.
         steps: of the optimiser; 0 where `epochs` count.
-        epochs: over the training volumes.
+        epochs: over the training images.
     """
 
     images: int
@@ -59,7 +59,8 @@ class VolumePretraining(L.LightningModule):
         network: all that it trains.
         contract: the volumes that it expects.
         plan: how long it trains by default.
-        monitor: the validation metric whose best weights are kept.
+        unit: what it learns from.
+        monitor: the validation metric whose best weights are kept, if `keeps_best`.
         notes: of its card.
         total_steps: set by the loop before it asks for the optimiser.
     """
@@ -70,7 +71,9 @@ class VolumePretraining(L.LightningModule):
     network: nn.Module
     contract: VolumeContract
     plan: Plan
+    unit = "volumes"
     monitor: str = "val/loss"
+    keeps_best = True
     notes: tuple[str, ...] = ()
     total_steps: int = 1
 

@@ -16,7 +16,7 @@ from vesalius.adapt.methods import CHANGES_TRUNK, head, install
 from vesalius.adapt.methods import settings as method_settings
 from vesalius.adapt.networks import Trunk, save_task, tensor_hash
 from vesalius.data.contract import InputContract
-from vesalius.data.datasets import ImageDataset, generator
+from vesalius.data.datasets import generator
 from vesalius.data.table import label_names, load_table, select
 from vesalius.errors import ConfigError, VesaliusError, nearest
 from vesalius.nn.encoder import Encoder
@@ -25,20 +25,16 @@ from vesalius.pretrain import system as system_class
 from vesalius.pretrain.volumes import VolumePretraining
 from vesalius.published.card import Card
 from vesalius.published.load import FAMILIES, save_weights
-from vesalius.published.networks import architecture
 from vesalius.tasks import TASKS
 from vesalius.tasks import task as task_class
-from vesalius.training.backbones import initialise, open_backbone, override, seen_by
+from vesalius.training.backbones import open_backbone, override, seen_by
 from vesalius.training.common import Data, fits_memory, open_training, read_splits, say, train_options
+from vesalius.training.images import ImagePretraining
 from vesalius.training.loop import TrainConfig, fit, load_best
 from vesalius.training.provenance import write_seen
 from vesalius.training.runs import is_first_process
 from vesalius.training.volume_verbs import adapt_volumes, reads_volumes
 
-PRETRAINING = {"usfm": (800, 2048), "deblurring": (800, 256)}
-"""Epochs and images a step of the published schedules ("paper" presets)."""
-TINY_PRETRAINING = (1000, 32)
-"""Steps and images a step of the "tiny" presets."""
 ADAPTATION = {"classification": (200, 64), "segmentation": (400, 16), "enhancement": (400, 16)}
 """Epochs of USFM's downstream code; it does not tell its images a step, so those are ours."""
 FEW_LABEL_ADAPTATION = (20, 4)
@@ -108,76 +104,58 @@ def pretrain_system(
     config = override(presets[preset], model or {})
     table, train, val = read_splits(data, task=getattr(module_type, "LEARNS_FROM", None))
     torch.manual_seed(training.get("seed") or 0)
-    volumes = issubclass(module_type, VolumePretraining)
-    if not volumes and (classes is not None or text is not None):
-        raise ConfigError(f"{system} has no classes", remedy="leave out classes and text")
-    module = module_type.create(config, classes=classes, text=text) if volumes else module_type(config)
-    options = train_options(training, train=len(train), **(asdict(module.plan) if volumes else _plan(system, preset)))
-    source = None
-    if init:
-        source = module.initialise(init) if volumes else initialise(module.encoder, init)
-    record: dict[str, Any] = {
-        "verb": "pretrain",
-        "system": system,
-        "preset": preset,
-        "model": asdict(config),
-        "init": init,
-    }
-    if stage != 1:
-        record["stage"] = stage
-    if volumes:
-        record |= module.extra
+    module, face = _system(module_type, config, preset, classes=classes, text=text)
+    options = train_options(training, train=len(train), **asdict(face.plan))
+    source = face.initialise(init) if init else None
+    asked = {"verb": "pretrain", "system": system, "preset": preset, "model": asdict(config), "init": init}
+    record: dict[str, Any] = {**asked, **({"stage": stage} if stage != 1 else {}), **face.extra}
     run = open_training(out, record, table, options, data, resume=resume)
     if is_first_process():
         write_seen(run, train=train, val=val, backbone=seen_by(init))
     folder = Path(cache) if cache is not None else run.path.parent / "cache"
-    sets = [None if part.is_empty() else _unlabelled(module, part, folder) for part in (train, val)]
-    assert sets[0] is not None
     summary = fit(
         module,
-        sets[0],
+        face.samples(train, folder),
         run,
         options,
-        val=sets[1],
-        weights=module.sampling_weights(train if volumes else train["organ"].to_list()),
-        monitor=module.monitor if volumes else "val/loss",
+        val=None if val.is_empty() else face.samples(val, folder),
+        weights=face.sampling_weights(train),
+        monitor=face.monitor,
         resume=resume,
         progress=progress,
     )
     if is_first_process():
-        if volumes:
+        if face.keeps_best:
             load_best(module, run.path)
-        what = "volumes" if volumes else "images"
+        origin = f", from {init}" if init else ""
         card = Card(
             system=system,
-            part=module.PART if volumes else "backbone",
-            architecture=module.architecture if volumes else architecture(module.encoder),
+            part=face.PART,
+            architecture=face.architecture,
             contract=module.contract,
-            source=f"pre-trained on {len(train)} {what}, {options.steps} steps" + (f", from {init}" if init else ""),
+            source=f"pre-trained on {len(train)} {face.unit}, {options.steps} steps{origin}",
             licence=source.licence if source else "",
             citation=FAMILIES[system].citation,
-            classes=module.classes if volumes else (),
-            notes=(*(source.notes if source else ()), *module.notes) if volumes else (),
-            extra=module.extra if volumes else {},
+            classes=face.classes,
+            notes=(*(source.notes if source else ()), *face.notes),
+            extra=face.extra,
         )
-        save_weights(module.network if volumes else module.encoder, run.path, card)
+        save_weights(face.network, run.path, card)
         say(run, summary)
     return {**summary, "run": str(run.path)}
 
 
-def _plan(system: str, preset: str) -> dict[str, int]:
-    """How a 2-D system trains by default."""
-    if preset.startswith("paper"):
-        return dict(zip(("epochs", "images"), PRETRAINING[system], strict=True))
-    return dict(zip(("steps", "images"), TINY_PRETRAINING, strict=True))
-
-
-def _unlabelled(module: Any, part: pl.DataFrame, cache: Path) -> Any:
-    """The samples that a system learns from; `cache` is for volumes."""
-    if isinstance(module, VolumePretraining):
-        return module.samples(part, cache)
-    blurs = module.contract.blur is not None  # the sharp image is then what is to be restored
-    return ImageDataset(part, module.contract, cache=fits_memory(part), sharp=blurs)
+def _system(
+    kind: type[Any], config: Any, preset: str, *, classes: str | Path | None, text: str | None
+) -> tuple[Any, Any]:
+    """The module that trains, and what the verb asks of it."""
+    if issubclass(kind, VolumePretraining):
+        module = kind.create(config, classes=classes, text=text)
+        return module, module
+    if classes is not None or text is not None:
+        raise ConfigError(f"{kind.SYSTEM} has no classes", remedy="leave out classes and text")
+    module = kind(config)
+    return module, ImagePretraining(module, preset)
 
 
 def adapt_backbone(
