@@ -101,7 +101,7 @@ SYSTEMS = {
     "brainsegfounder": System(
         name="brainsegfounder",
         chapter="pretrain",
-        title="BrainSegFounder: a 3-D encoder learns brains in two stages, healthy ones and then the diseased",
+        title="brains in two stages: a 3-D encoder learns healthy ones first, and then those with the disease",
         idea=(
             "Crops of a scan are turned and corrupted; a Swin encoder tells the turn, recognises the other view of the "
             "same crop and restores it. A second stage does the same with unlabelled scans of the disease at hand, and "
