@@ -117,23 +117,32 @@ def test_comparisons_are_between_arms_that_exist():
     assert len({comparison.name for comparison in bsf.COMPARISONS}) == len(bsf.COMPARISONS)
 
 
+@pytest.mark.parametrize("arm", [bsf.AVERAGES, bsf.LONGER])
+def test_controls_give_what_they_are_compared_by(samples, arm):
+    ticks: list[int] = []
+    metrics, _ = bsf.run_arm(arm, 0, samples, TINY, ticks.append)
+    assert set(metrics) >= {one.metric for one in bsf.COMPARISONS if one.worse == arm}
+    assert ticks in ([], list(range(1, TINY.work(arm) + 1)))
+
+
 def test_the_claim_runs_resumes_and_leaves_a_page(tmp_path, monkeypatch, samples):
     monkeypatch.setattr(bsf, "load_samples", lambda seed, budget, *, data, folder: samples)
     monkeypatch.setattr(bsf, "replaced_share", lambda seed: 0.14)
+    monkeypatch.setattr(bsf, "PERCENT", (5,))
+    monkeypatch.setattr(bsf, "ARMS", {arm: bsf.ARMS[arm] for arm in (bsf.CHECKS, "scratch", "both")})
     jobs = runner.plan("brainsegfounder", bsf, tmp_path, seeds=1, data=None, budget=TINY)
     for job in jobs:
         ticks: list[int] = []
         runner.execute(job, ticks.append)
-        if job.arm not in (bsf.CHECKS, bsf.AVERAGES):
-            assert ticks == list(range(1, TINY.work(job.arm) + 1))
+        assert job.arm == bsf.CHECKS or ticks == list(range(1, TINY.work(job.arm) + 1))
     results = runner.run("brainsegfounder", bsf, tmp_path, seeds=1, data=None, workers=1, budget=TINY, progress=False)
 
-    assert {verdict["name"] for verdict in results["verdicts"]} == {one.name for one in bsf.COMPARISONS}
-    assert {verdict["verdict"] for verdict in results["verdicts"]} == {"no verdict"}  # of one seed
-    scratch = results["summary"]["scratch"]
-    assert scratch["contrastive"]["values"][0] == pytest.approx(np.log(3), abs=0.7)
+    verdicts = {verdict["name"]: verdict["verdict"] for verdict in results["verdicts"]}
+    assert verdicts == dict.fromkeys(("pre-training, 5 %, fine-tuned", "pre-training, 5 %, frozen"), "no verdict")
+    (loss,) = results["summary"]["scratch"]["contrastive"]["values"]
+    assert loss == pytest.approx(np.log(3), abs=0.7)  # two pairs, nothing learned
     page = (tmp_path / "report.html").read_text()
-    for words in ("What must hold exactly", "The brains", "stage 2: turns recognised", "half the steps on healthy"):
+    for words in ("What must hold exactly", "The brains", "both: turns recognised", "half the steps on healthy"):
         assert words in page
 
     (job,) = [job for job in jobs if job.arm == "both"]
