@@ -130,6 +130,7 @@ def test_a_new_class_leaves_the_old_ones_as_they_were(tables, run, tmp_path):
         torch.testing.assert_close(after(volume, before.classes), before(volume), rtol=0, atol=1e-5)
     seen, learned = (read_seen(RunFolder(path)) for path in (run[0], tmp_path / "cyst"))
     assert seen["train"] < learned["train"]
+    assert RunFolder(tmp_path / "cyst").read_config()["old_data"] == [str(path) for path in tables[1]]
     entry = ClassTable.from_dict(after.card.extra["classes"]).entry("cyst")
     assert (entry.kind, entry.organs, entry.rule) == ("tumor", ("kidney",), "inside")
 

@@ -34,8 +34,8 @@ def claim(
         system: usfm, deblurring, ept, brainsegfounder or universal.
         out: folder for ``results.json``, ``report.html``, the figures and one folder a seed.
         seeds: how many, counted from 0. A verdict needs three.
-        data: a table of real images; without it, phantoms of 32 pixels. The claims of ept, brainsegfounder and universal
-            have images of their own and take none.
+        data: a table of real images; without it, phantoms of 32 pixels. The claims of ept, brainsegfounder and
+            universal have images of their own and take none.
         workers: processes, one thread each.
         steps: of pre-training, instead of the claim's own. The claims need theirs: with a third of the steps nothing is
             learned that a random network does not read as well.

@@ -360,6 +360,8 @@ class Universal(VolumePretraining):
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The `partial_loss` of a batch of patches: only classes that some case is labelled for are computed."""
         asked = batch["labelled"].any(0).nonzero().flatten().tolist()
+        if torch.distributed.is_initialized():  # gradients are joined: every process must use the same weights
+            asked = list(range(len(self.classes)))
         target = self.members[:, asked][batch["mask"].long()].movedim(-1, 1)
         return self.terms(batch, target, batch["labelled"][:, asked], asked)
 

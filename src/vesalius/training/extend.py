@@ -102,6 +102,7 @@ def extend_run(
     options = train_options(
         training, images=config.volumes, epochs=0 if config.steps else EPOCHS, steps=config.steps, train=len(train)
     )
+    old_tables = _old_tables(run, old_data)
     record = {
         "verb": "extend",
         "system": card.system,
@@ -111,6 +112,7 @@ def extend_run(
         "pseudo_labels": pseudo_labels,
         "classes": table.to_dict(),
         "text": note,
+        "old_data": old_tables,
     }
     folder = open_training(out, record, rows, options, data, resume=resume)
     if is_first_process():
@@ -134,7 +136,7 @@ def extend_run(
         if touched and not pseudo_labels:
             raise VesaliusError(f"{touched[0]} was changed", path=folder.path, remedy="please report this as a bug")
         sets = [] if held is None else [held]
-        sets += [module.samples(part, place) for part in _old_validation(run, old_data)]
+        sets += [module.samples(part, place) for part in _old_validation(old_tables, named=bool(old_data))]
         old = _compare(module, sets)
         write_text(folder.path / "extension.json", json.dumps({"class": entry.name, "old": old}, indent=2) + "\n")
         how = "all weights with pseudo labels" if pseudo_labels else "its own head alone"
@@ -201,14 +203,21 @@ def _with_labels(table: ClassTable, rows: Any, name: str) -> Any:
     return kept
 
 
-def _old_validation(run: str | Path, given: Sequence[str | Path]) -> list[Any]:
-    """The validation rows of the run's own tables, or of those given; none where they are not there any more."""
+def _old_tables(run: str | Path, given: Sequence[str | Path]) -> list[str]:
+    """The tables that are given, or those that the run, and the runs that it extends, were trained with."""
     folder = RunFolder(Path(run))
-    paths = list(given) or (folder.read_config().get("data", []) if folder.config.is_file() else [])
+    if given or not folder.config.is_file():
+        return [str(Path(path).resolve()) for path in given]
+    config = folder.read_config()
+    return [*config.get("data", []), *config.get("old_data", [])]
+
+
+def _old_validation(tables: Sequence[str], *, named: bool) -> list[Any]:
+    """Their validation rows; none where they are not there any more, unless they were named."""
     try:
-        _, _, val = read_splits(paths, task="segmentation")
+        _, _, val = read_splits(tables, task="segmentation")
     except VesaliusError as error:
-        if given:
+        if named:
             raise
         said = f"old classes are scored on the new cases alone: {error}"
         Console(stderr=True, soft_wrap=True).print(said, highlight=False, markup=False)
