@@ -40,7 +40,7 @@ class SwinConfig:
 
     Args:
         in_channels: of the input.
-        width: channels at half resolution; they double four times. A multiple of 12.
+        width: channels at half resolution; they double four times. Each stage's heads divide them.
         depths, heads: blocks and attention heads of the four stages.
         window: side of the attention windows, in tokens.
         merging: "repaired" joins all eight neighbours; "legacy" is for weights from MONAI <= 1.4.
