@@ -41,11 +41,14 @@ def test_the_loss_of_regions_is_the_published_one():
     output = torch.randn(2, 3, 8, 8, 8)
     expected = DiceLoss(sigmoid=True)(output, task.region_masks(mask).float())
     assert torch.isclose(task.loss(output, {"mask": mask}), expected)
+    both = _task(regions=BRATS, entropy=True).loss(output, {"mask": mask})
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(output, task.region_masks(mask).float())
+    assert torch.isclose(both, expected + entropy)
 
 
 @pytest.mark.parametrize("regions", [None, BRATS])
 def test_voxels_that_nobody_judged_have_no_gradient(regions):
-    task = _task(regions=regions)
+    task = _task(regions=regions, entropy=True)
     mask = torch.randint(4, (1, 8, 8, 8), generator=torch.Generator().manual_seed(0))
     mask[:, :4] = 255
     output = torch.randn(1, 3 if regions else 4, 8, 8, 8, requires_grad=True)

@@ -38,6 +38,7 @@ class VolumeAdaptConfig:
         crop: voxels of a patch; None for the backbone's.
         lr: peak learning rate.  weight_decay: of AdamW.
         warmup: share of the steps (50 of 300 epochs).
+        entropy: add cross-entropy to the Dice of regions.
         foreground: probability that a patch lies around a labelled voxel, see `PatchView`.
         flip: probability of mirroring each axis.
         scale, shift: of intensities, see `PatchView`.
@@ -49,6 +50,7 @@ class VolumeAdaptConfig:
     lr: float = 1e-4
     weight_decay: float = 1e-5
     warmup: float = 50 / 300
+    entropy: bool = False
     foreground: float = 0.0
     flip: float = 0.5
     scale: float = 0.1
@@ -62,7 +64,7 @@ class VolumeAdaptConfig:
 PRESETS = {
     "paper": VolumeAdaptConfig(),
     "tiny": VolumeAdaptConfig(
-        crop=None, lr=1e-3, warmup=0.1, foreground=2 / 3, grad_clip=1.0, images=2, epochs=0, steps=300
+        crop=None, lr=1e-3, warmup=0.1, entropy=True, foreground=2 / 3, grad_clip=1.0, images=2, epochs=0, steps=300
     ),
 }
 """Preset -> hyper-parameters."""

@@ -101,6 +101,8 @@ class VolumeSegmentation(nn.Module):
         encoder: the trunk.
         classes: names of the foreground; value i + 1 of a mask is ``classes[i]``.
         regions: overlapping regions to learn in place of the classes, each of some of them; None for none.
+        entropy: add the binary cross-entropy to the Dice of regions, which alone is slow where they are small; without
+            it as published for BraTS.
         linear: a 1x1x1 convolution of each of the encoder's maps, interpolated and summed: how much the maps say by
             themselves. Else one of the decoder's features.
 
@@ -114,14 +116,21 @@ class VolumeSegmentation(nn.Module):
     FORMATS = ("nifti", "dicom-seg", "overlay")
 
     def __init__(
-        self, encoder: VolumeTrunk, classes: Sequence[str], *, regions: Regions | None = None, linear: bool = False
+        self,
+        encoder: VolumeTrunk,
+        classes: Sequence[str],
+        *,
+        regions: Regions | None = None,
+        entropy: bool = False,
+        linear: bool = False,
     ):
         super().__init__()
         if not classes:
             raise ConfigError("no classes to segment", remedy="index the masks with their classes' names")
         if not linear and not encoder.decoder_channels:
             raise ConfigError("this trunk has no decoder", remedy="use decoder = linear, or a trunk that has one")
-        self.encoder, self.classes, self.linear = encoder, tuple(classes), linear
+        self.encoder, self.classes = encoder, tuple(classes)
+        self.entropy, self.linear = entropy, linear
         self.regions = {name: tuple(members) for name, members in regions.items()} if regions else None
         self._painted = painted(self.regions, classes) if self.regions else []
         outputs = len(self.regions) if self.regions else len(classes) + 1
@@ -135,6 +144,7 @@ class VolumeSegmentation(nn.Module):
         self.config: dict[str, Any] = {
             "classes": list(classes),
             "regions": {name: list(members) for name, members in self.regions.items()} if self.regions else None,
+            "entropy": entropy,
             "linear": linear,
         }
 
@@ -156,7 +166,7 @@ class VolumeSegmentation(nn.Module):
         return torch.stack(scores).sum(0)
 
     def loss(self, output: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        """Soft Dice of each region's sigmoid (published for BraTS), or cross-entropy + soft Dice of the classes.
+        """Soft Dice of each region's sigmoid (and its cross-entropy), or cross-entropy + soft Dice of the classes.
 
         Args:
             output: of `forward`.
@@ -167,7 +177,9 @@ class VolumeSegmentation(nn.Module):
         if self.regions:
             truth = self.region_masks(mask).to(output.dtype)
             # Where nobody looked, the truth is what the network says: no loss, and no gradient.
-            return self.region_dice(torch.where(valid, output, -1e4), torch.where(valid, truth, 0))
+            output, truth = torch.where(valid, output, -1e4), torch.where(valid, truth, 0)
+            dice = self.region_dice(output, truth)
+            return dice + F.binary_cross_entropy_with_logits(output, truth) if self.entropy else dice
         known = torch.where(valid[:, 0], mask, 0)
         truth = F.one_hot(known, len(self.classes) + 1).movedim(-1, 1).to(output.dtype) * valid
         entropy = F.cross_entropy(output, mask, ignore_index=IGNORE, reduction="sum") / valid.sum().clamp(min=1)

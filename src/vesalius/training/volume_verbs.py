@@ -126,7 +126,9 @@ def adapt_volumes(
     config = replace(config, lr=config.lr if lr is None else lr, crop=_sides(crop, trunk) or config.crop)
     options = train_options(training, images=config.images, epochs=config.epochs, steps=config.steps, train=len(train))
     torch.manual_seed(seed)  # the head is the same whatever the backbone drew
-    task = VolumeSegmentation(with_decoder(trunk, decoder), names, regions=parts, linear=decoder == "linear")
+    task = VolumeSegmentation(
+        with_decoder(trunk, decoder), names, regions=parts, entropy=config.entropy, linear=decoder == "linear"
+    )
     frozen = freeze(task, trunk) if method == "linear" else None
     contract = patches_of(cast(VolumeContract, card.contract), config.crop)
     module = VolumeAdaptation(task, contract, config, frozen=frozen)
