@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vesalius.claims.brains import CHANNELS, SIZE, Brains, brains, person
+from vesalius.claims.brains import CHANNELS, SIZE, TEST_FROM, Brains, brains, person
 from vesalius.claims.page import restorations
 from vesalius.claims.verdicts import Comparison, Metric
 from vesalius.claims.volume_readouts import averages, encoder_maps, fine_tuned_dice, ridge_dice
@@ -378,7 +378,7 @@ EXACT = {
 
 def _sheet(seed: int, *, zoom: int = 3) -> np.ndarray:
     """Rows T1, FLAIR, tumour; columns two healthy brains and four patients: ``[H, W]`` uint8."""
-    people = [("healthy", 1), ("healthy", 2), *(("ill", number) for number in range(10_000, 10_004))]
+    people = [("healthy", 1), ("healthy", 2), *(("ill", number) for number in range(TEST_FROM, TEST_FROM + 4))]
     columns = []
     for group, number in people:
         image, mask = person(seed, number, group)
