@@ -27,7 +27,7 @@ class Row:
 
     Args:
         work: what both sides did.  peer: whom ours stands beside.
-        unit: of the two medians: ms, images/s or MB.
+        unit: of the two medians: s, ms, images/s (or patches/s) or MB.
         ours, theirs: medians over `repeats`.
     """
 
@@ -163,7 +163,7 @@ def machine() -> list[str]:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         model = names[0] if names else model
-    packages = ("torch", "timm", "lightly", "lightning", "peft", "pillow", "pydicom", "numpy")
+    packages = ("torch", "timm", "lightly", "lightning", "monai", "peft", "pillow", "pydicom", "numpy")
     return [
         f"- Processor: {model}, {os.cpu_count()} cores; {platform.system()} {platform.machine()}",
         f"- Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in packages),

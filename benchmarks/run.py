@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1, help="torch threads of both sides")
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--full", action="store_true", help="ViT-S and ViT-B at 224 px too; minutes, several GB")
+    parser.add_argument("--full", action="store_true", help="networks of published sizes too; minutes, several GB")
     parser.add_argument("--out", type=Path, default=HERE / "RESULTS.md")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
@@ -34,7 +34,12 @@ def main() -> None:
         *((f"MAE pre-training step, {size}", "pretrain_step.py", ("--size", size)) for size in sizes),
         *((f"USFM pre-training step, {size}", "usfm_step.py", ("--size", size)) for size in sizes),
         *((f"Step with few labels on a frozen trunk, {size}", "ept_step.py", ("--size", size)) for size in sizes),
+        *(
+            (f"BrainSegFounder pre-training step, {size}", "volumes_step.py", ("--size", size))
+            for size in (("small", "64m") if options.full else ("small",))
+        ),
         ("Reading and loading", "reader.py", ()),
+        ("Whole volumes: windows and caches", "volumes.py", ()),
     ):
         print(f"\n{title}", flush=True)
         shared = ("--threads", str(options.threads), "--repeats", str(options.repeats))
