@@ -174,7 +174,7 @@ def fit(
             raise VesaliusError(
                 f"interrupted at step {trainer.global_step}",
                 path=None if run is None else run.path,
-                remedy="continue with --resume",
+                remedy=f"continue with --resume, from the last checkpoint (--save_every {config.save_every})",
             ) from error
     return _summary(trainer.global_step, curve.rows)
 
