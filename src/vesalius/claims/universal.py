@@ -36,7 +36,7 @@ SETS = ((0, 1), (2, 3), (4, 5))
 OLD, NEW = (0, 1, 2, 3), (4, 5)
 """The organs that a network knows, and those that it learns later."""
 CONFIG = UniversalConfig(
-    trunk="segresnet", width=8, crop=(SIDE,) * 3, spacing=(3.0,) * 3, patches=1, window=(0.0, 1.0), lr=3e-3
+    trunk="segresnet", width=8, crop=(SIDE,) * 3, spacing=(3.0,) * 3, patches=1, window=(0.0, 1.0), lr=1e-3
 )
 
 
@@ -102,7 +102,7 @@ METHOD = (
     "set has four volumes and knows two organs; all arms of a seed see the same volumes and are scored on the same "
     "others, on which every organ is known. The network is a SegResNet of 8 channels with the language-driven head. "
     "Names are embedded by stand-ins (a vector each, drawn by the name's hash), so nothing here says what the meaning "
-    "of text is worth: that needs a real text encoder. AdamW 3e-3, weight decay 1e-5, 10 % warm-up, half a cosine, no "
+    "of text is worth: that needs a real text encoder. AdamW 1e-3, weight decay 1e-5, 10 % warm-up, half a cosine, no "
     "augmentation. Part B starts from one network of four organs with a controller a class, and learns two more on new "
     "volumes that are labelled for these two alone."
 )
