@@ -174,11 +174,14 @@ def test_options_that_say_nothing_about_volumes_are_refused(tables: Path, stage1
         ("full", {"regions": ["WT=oedema+core"]}, "no mask has the class 'core'"),
         ("full", {"crop": [40]}, "give one or three multiples of 32"),
         ("full", {"crop": [32]}, "leaves the bottleneck one position"),
+        ("full", {"flip": 2.0}, "flip = 2.0"),
     ):
         with pytest.raises(ConfigError, match=message):
             adapt_backbone(method, **options, **wrong)
     with pytest.raises(ConfigError, match="regions with random:usfm, which reads 2-D images"):
         adapt_backbone("full", **{**options, "backbone": "random:usfm"}, regions=["brats"])
+    with pytest.raises(ConfigError, match="flip with random:usfm, which reads 2-D images"):
+        adapt_backbone("full", **{**options, "backbone": "random:usfm"}, flip=0.0)
 
 
 def test_training_from_scratch_takes_a_preset_by_name(tables: Path):

@@ -174,6 +174,7 @@ def adapt_backbone(
     decoder_width: int | None = None,
     image_size: int | None = None,
     crop: Sequence[int] = (),
+    flip: float | None = None,
     fraction: float = 1.0,
     shots: int | None = None,
     lr: float | None = None,
@@ -208,6 +209,8 @@ def adapt_backbone(
         decoder_width: of the segmentation decoder; by default the paper's, or 64 in the tiny preset.
         image_size: pixels of the side; by default the backbone's.
         crop: voxels of a patch of volumes, one or three numbers.
+        flip: of volumes, probability of mirroring each axis of a patch; by default the preset's. 0 where classes are
+            told apart by where they lie (left and right, front and back).
         fraction: of the training patients whose labels are used.
         shots: labelled patients per class, in place of a fraction.
         lr: peak learning rate of the head, as it is; by default the preset's, scaled with the images a step.
@@ -260,6 +263,7 @@ def adapt_backbone(
             channels=channels,
             decoder=decoder,
             crop=crop,
+            flip=flip,
             fraction=fraction,
             shots=shots,
             lr=lr,
@@ -268,8 +272,8 @@ def adapt_backbone(
             progress=progress,
             **training,
         )
-    for name, value in {"regions": regions, "channels": channels, "crop": crop}.items():
-        if value:
+    for name, value in {"regions": regions, "channels": channels, "crop": crop, "flip": flip}.items():
+        if value or value == 0:
             raise ConfigError(f"{name} with {backbone}, which reads 2-D images", remedy="leave it out")
     settings = method_settings(method, model)
     chosen = _task(data) if task == "auto" else task

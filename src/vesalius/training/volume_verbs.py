@@ -93,6 +93,7 @@ def adapt_volumes(
     channels: Sequence[str] = (),
     decoder: str | None = None,
     crop: Sequence[int] = (),
+    flip: float | None = None,
     fraction: float = 1.0,
     shots: int | None = None,
     lr: float | None = None,
@@ -124,6 +125,7 @@ def adapt_volumes(
         raise ConfigError(f"unknown preset {preset!r}", remedy=nearest(preset, PRESETS))
     config = PRESETS[preset]
     config = replace(config, lr=config.lr if lr is None else lr, crop=_sides(crop, trunk) or config.crop)
+    config = replace(config, flip=config.flip if flip is None else flip)
     options = train_options(training, images=config.images, epochs=config.epochs, steps=config.steps, train=len(train))
     torch.manual_seed(seed)  # the head is the same whatever the backbone drew
     task = VolumeSegmentation(
