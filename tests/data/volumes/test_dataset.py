@@ -22,6 +22,7 @@ from vesalius.data.volumes.contract import VolumeContract
 from vesalius.data.volumes.dataset import PatchView, VolumeDataset, WholeView
 from vesalius.data.volumes.intensity import Window
 from vesalius.errors import ConfigError, VesaliusError
+from vesalius.evaluation.sliding import sliding_window
 
 CONTRACT = VolumeContract(("t1", "t2"), spacing=(1, 1, 1), intensity=Window(0, 1000), roi=(6, 6, 4))
 CLASSES = ["a", "b", "c", "d"]
@@ -246,3 +247,12 @@ def test_views_that_make_no_sense():
         PatchView(VolumeContract(roi=(8, 4, 4)), rot90=0.1)
     with pytest.raises(ConfigError, match="foreground = 2"):
         PatchView(CONTRACT, foreground=2)
+
+
+def test_a_patch_is_filled_as_the_windows_of_a_prediction_are() -> None:
+    contract = VolumeContract(("t1",), intensity=Window(0, 1), roi=(4, 8, 7))
+    volume = torch.rand(1, 4, 5, 4)
+    patch = PatchView(contract)({"image": volume, "limits": torch.tensor([[0.0, 1.0]])}, torch.Generator())
+    seen = []
+    sliding_window(lambda window: seen.append(window) or window, volume, roi=contract.roi, title=None)
+    assert torch.equal(patch["image"], seen[0][0])

@@ -141,7 +141,7 @@ class PatchView:
 
     With probability `foreground` its centre is a labelled voxel: first a class is drawn among those that the case has,
     then one of its voxels, so that a small tumour is seen as often as a large liver. Else, and where there is no mask,
-    the patch lies anywhere. It is moved to lie within the volume, and filled with 0 where that is smaller.
+    the patch lies anywhere. It is moved to lie within the volume, and filled with 0 around one that is smaller.
 
     Args:
         contract: what the network reads.
@@ -219,8 +219,8 @@ class PatchView:
 
 
 def _padded(pixels: Tensor, roi: tuple[int, int, int]) -> Tensor:
-    """Zeros at the end of axes that are shorter than `roi`: background, in intensities as in masks."""
+    """Zeros on both sides of axes that are shorter than `roi`, where `sliding_window` puts them: background."""
     lacking = [side - have for side, have in zip(roi, pixels.shape[-3:], strict=True)]
     if not any(lacking):
         return pixels
-    return F.pad(pixels, [amount for side in reversed(lacking) for amount in (0, side)])
+    return F.pad(pixels, [amount for side in reversed(lacking) for amount in (side // 2, side - side // 2)])
