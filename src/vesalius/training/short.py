@@ -130,17 +130,17 @@ def step_memory(task: Any, batch: Batch, *, output: Callable[[Batch], Any] | Non
     else:
         known = {tensor.untyped_storage().data_ptr() for tensor in (*task.parameters(), *task.buffers())}
         known |= {tensor.untyped_storage().data_ptr() for tensor in batch.values()}
-        kept: dict[int, int] = {}
+        kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is given twice
 
         def pack(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in known:
-                kept[storage.data_ptr()] = storage.nbytes()
+                kept[storage.data_ptr()] = storage
             return tensor.detach()  # an output kept with its graph would keep the graph for ever
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = task.loss(read(batch), batch)
-        used = sum(kept.values()) + sum(parameter.nbytes for parameter in trained)
+        used = sum(storage.nbytes() for storage in kept.values()) + sum(parameter.nbytes for parameter in trained)
         del loss
     task.zero_grad(set_to_none=True)
     return used + moments
