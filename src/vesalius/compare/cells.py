@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vesalius.adapt import methods
+from vesalius.adapt.networks import tensor_hash
 from vesalius.compare.arms import Arm
 from vesalius.compare.plan import Job, Setup, read_json
 from vesalius.compare.reading import ClassifierReader, Reader, SegmenterReader
@@ -70,12 +71,9 @@ def open_trunk(backbone: str, image_size: int | None) -> Trunk:
     encoder, card = open_backbone(backbone, image_size=image_size)
     if not isinstance(card.contract, InputContract):
         raise ConfigError(f"{backbone} reads volumes", remedy="compare backbones of 2-D images")
-    digest = hashlib.sha256()
-    for name, value in sorted(encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    weights = tensor_hash(encoder)[:24]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Trunk(encoder.to(device).freeze(), card.image_contract, digest.hexdigest()[:24])
+    return Trunk(encoder.to(device).freeze(), card.image_contract, weights)
 
 
 def build(arm: Arm, trunk: Trunk, setup: Setup, seed: int) -> tuple[Any, Reader]:
