@@ -100,10 +100,11 @@ class Result:
         console.print(table)
         classes = self.metrics.get("per_class")
         if classes:
-            columns = list(dict.fromkeys(key for row in classes.values() for key in row))
+            rows = {name: _folded(row) for name, row in classes.items()}
+            columns = list(dict.fromkeys(key for row in rows.values() for key, value in row.items() if value != "0"))
             per_class = Table(*(Column(name, overflow="fold") for name in ("class", *columns)))
-            for name, row in classes.items():
-                per_class.add_row(name, *(_number(row.get(key)) for key in columns))
+            for name, row in rows.items():
+                per_class.add_row(name, *(row.get(key, "0") for key in columns))
             console.print(per_class)
         if self.counted:
             console.print(f"Note: {self.counted}.", highlight=False, soft_wrap=True)
@@ -111,6 +112,14 @@ class Result:
             console.print(
                 f"Note: the backbone was pre-trained (without labels) on {self.leakage['backbone']} of these patients."
             )
+
+
+def _folded(row: Mapping[str, Any]) -> dict[str, str]:
+    """A class's values as text, the ends of an interval in one column; counts of 0 are shown only beside others."""
+    text = {key: _number(value) for key, value in row.items() if not key.endswith(("_low", "_high"))}
+    if "dice_low" in row:
+        text["dice 95 %"] = f"{_number(row['dice_low'])} to {_number(row['dice_high'])}"
+    return text
 
 
 def _number(value: Any) -> str:
