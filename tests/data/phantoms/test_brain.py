@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vesalius import index
+from vesalius.data.masks import read_mask
 from vesalius.data.phantoms.brain import BRAIN_VIEW, brain, brain_volume
 from vesalius.data.phantoms.brain_anatomy import NUMBER
 from vesalius.errors import ConfigError
@@ -112,6 +113,26 @@ def test_files_are_named_as_in_brats_and_indexed(tmp_path):
     found = index(tmp_path / "a", tmp_path / "a.parquet", volumes=True)
     assert found.height == 2 and found["channels"][0].to_list() == ["flair", "t1", "t1ce", "t2"]
     assert found["mask"][0].endswith("brain_001_seg.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("channels", "options"),
+    [
+        (("t1",), {}),
+        (("t2", "flair"), {"tissues": True}),
+        (("t1ce",), {"lesions": 0.0, "tissues": True}),
+        (("first", "t1"), {"contrast": "random"}),
+    ],
+)
+def test_any_channels_are_indexed_by_name_with_their_labels(tmp_path, channels, options):
+    brain(tmp_path / "a", n=2, size=(16,), channels=channels, **options)
+    found = index(tmp_path / "a", tmp_path / "a.parquet", volumes=True)
+    assert [set(row) for row in found["channels"]] == [set(channels)] * 2
+    lesions = {"necrotic core", "oedema", "enhancing tumour"} if options.get("lesions", 1) else set()
+    assert [set(row) for row in found["annotated"]] == [lesions] * 2
+    for row in found.to_dicts() if lesions else ():
+        marked = {row["mask_classes"][value - 1] for value in np.unique(read_mask(row)) if value}
+        assert "oedema" in marked and marked <= lesions
 
 
 def test_dicom_series_of_one_person_lie_on_each_other(tmp_path):

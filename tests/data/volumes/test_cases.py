@@ -58,6 +58,18 @@ def test_brats_as_it_comes(tmp_path, volume, labels):
     assert len(slices) == 16 and slices["channels"].list.len().sum() == 0
 
 
+def test_cases_named_as_in_brats_may_share_a_folder_and_have_one_channel(tmp_path, volume, labels):
+    root = tmp_path / "set"
+    for case in ("a", "b"):
+        volume(root / f"{case}_t1.nii.gz")
+        volume(root / f"{case}_seg.nii.gz", labels * (labels != 3))
+    rows = indexed(root, "brats")
+    assert [(row["patient"], row["channels"], Path(row["mask"]).name) for row in rows] == [
+        ("set/a", ["t1"], "a_seg.nii.gz"),
+        ("set/b", ["t1"], "b_seg.nii.gz"),
+    ]
+
+
 def test_atlas_as_it_comes(tmp_path, volume):
     root, lesion = tmp_path / "set", np.zeros((7, 6, 5), np.uint8)
     lesion[2:4, 2:4, 1] = 1

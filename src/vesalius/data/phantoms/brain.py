@@ -26,6 +26,7 @@ from vesalius.data.phantoms.brain_lesions import LESION_LABELS, Glioma
 from vesalius.data.phantoms.relaxation import Pulse, Tissue
 from vesalius.data.phantoms.solids import Field, Grid, acquire, middle, warped
 from vesalius.data.phantoms.volume_files import check_collection, write_cases, write_nifti, write_series
+from vesalius.data.volumes.layouts import SEQUENCES
 from vesalius.errors import ConfigError, nearest
 from vesalius.files import atomic, output_folder
 from vesalius.images import Image, read
@@ -172,7 +173,8 @@ def brain(
     Args:
         out: folder to write: ``brain_001/brain_001_t1.nii.gz``, ``_t1ce``, ``_t2``, ``_flair`` and ``_seg`` (1 necrotic
             core, 2 oedema, 4 enhancing tumour), and ``lesions.csv``; as DICOM ``brain_001/t1/*.dcm`` and so on, with
-            3 for the enhancing tumour, as in BraTS from 2023, and ``index.csv``.
+            3 for the enhancing tumour, as in BraTS from 2023, and ``index.csv``. There is such a list (and a 3), too,
+            where names do not say all: for one channel without labels, and for channels that BraTS does not have.
         n: number of people.
         seed: seed of everything.
         size: voxels (D, H, W), or one number for all three.
@@ -215,11 +217,14 @@ def brain(
     out = output_folder(out)
     for old in ("index.csv", "lesions.csv"):
         (out / old).unlink(missing_ok=True)  # an old list must not describe new files
+    named = set(channels) <= SEQUENCES.keys() and (len(channels) > 1 or lesions > 0)
+    listed = format == "dicom" or not named
     write = partial(
         _write_case,
         out=out,
         seed=seed,
         lesions=lesions,
+        listed=listed,
         options=options,
         format=format,
         orientation=orientation,
@@ -228,9 +233,10 @@ def brain(
     table = pl.DataFrame(write_cases(write, n, workers=workers, text="brains"))
     with atomic(out / "lesions.csv") as temporary:
         table.write_csv(temporary)
-    if format == "dicom":
+    if listed:
+        files = "{case}/{channel}" if format == "dicom" else "{case}/{case}_{channel}.nii.gz"
         with atomic(out / "index.csv") as temporary:
-            _list(table["case"].to_list(), seed, channels, lesions > 0).write_csv(temporary)
+            _list(table["case"].to_list(), seed, channels, lesions > 0, files).write_csv(temporary)
     return table
 
 
@@ -337,6 +343,7 @@ def _write_case(
     out: Path,
     seed: int,
     lesions: float,
+    listed: bool,
     options: dict[str, Any],
     format: str,
     orientation: str,
@@ -375,7 +382,7 @@ def _write_case(
     turned = orientation if format == "nifti" else "LPS"
     if lesions > 0:
         labels = made["labels"]
-        if format == "dicom":
+        if listed:
             labels = np.where(labels == 4, 3, labels).astype(np.uint8)  # a list names the values without a gap
         write_nifti(labels, made["affine"], out / case / f"{case}_seg.nii.gz", orientation=turned)
     if tissues:
@@ -389,10 +396,10 @@ def _write_case(
     return [{"case": case, "lesions": count, **volumes}]
 
 
-def _list(cases: Sequence[str], seed: int, channels: Sequence[str], labelled: bool) -> pl.DataFrame:
-    """The rows of ``index.csv``, which `vesalius.index` reads."""
+def _list(cases: Sequence[str], seed: int, channels: Sequence[str], labelled: bool, files: str) -> pl.DataFrame:
+    """The rows of ``index.csv``, which `vesalius.index` reads; `files` is the pattern of their names."""
     columns = {
-        "path": [";".join(f"{case}/{channel}" for channel in channels) for case in cases],
+        "path": [";".join(files.format(case=case, channel=channel) for channel in channels) for case in cases],
         "channels": [";".join(channels)] * len(cases),
         "group": [_identity(seed, case) for case in cases],
         "organ": ["brain"] * len(cases),

@@ -6,6 +6,7 @@ A volume is an `Entry` whose ``files`` are one for each of its ``channels``, or 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -32,31 +33,36 @@ REGIONS = {
 ATLAS_IMAGE, ATLAS_MASK = "_T1w", re.compile(r"_label-.*_mask$")
 
 
-def _brats_folders(folder: Folder) -> dict[Path, dict[str, Path]]:
-    """The files of each folder that holds several sequences, by channel (and ``seg``)."""
+def _brats_cases(folder: Folder) -> dict[Path, dict[str, Path]]:
+    """By folder and what its names have in common, files of several sequences, or of one and ``seg``, by channel."""
     found: dict[Path, dict[str, Path]] = {}
     for file in folder.files:
         if ".nii" in file.name and (ending := _ENDING.search(stem(file).lower())):
-            found.setdefault(file.parent, {})[_CHANNEL.get(ending[1], ending[1])] = file
-    return {parent: parts for parent, parts in found.items() if len(parts.keys() & SEQUENCES.keys()) > 1}
+            case = file.parent / (stem(file)[: ending.start()] or file.parent.name)
+            found.setdefault(case, {})[_CHANNEL.get(ending[1], ending[1])] = file
+    return {case: parts for case, parts in found.items() if len(parts) > 1}
 
 
 def fits_brats(folder: Folder) -> bool:
-    """Some folder holds several MR sequences of a case."""
-    return bool(_brats_folders(folder))
+    """Some case has several MR sequences, or one and its labels."""
+    return bool(_brats_cases(folder))
 
 
 def brats(folder: Folder) -> list[Entry]:
     """``CASE/CASE_flair.nii.gz``, ``_t1``, ``_t1ce``, ``_t2`` and ``_seg``; or ``CASE-t2f.nii.gz``, ``-t1n``, ...
 
     Channels are flair, t1, t1ce and t2 (those that are there). A case is a patient, but for the time points of
-    ``BraTS-GLI-00000-000`` and ``-001``.
+    ``BraTS-GLI-00000-000`` and ``-001``; cases may share a folder.
     """
     entries, alone = [], []
-    for parent, parts in sorted(_brats_folders(folder).items()):
+    cases = sorted(_brats_cases(folder).items())
+    folders = Counter(case.parent for case, _ in cases)
+    for case, parts in cases:
+        # A folder of its own names a case better than its files do.
+        name = case.parent.name if folders[case.parent] == 1 and case.parent.name else case.name
         channels = tuple(channel for channel in SEQUENCES if channel in parts)
         if len(channels) < len(SEQUENCES):
-            alone.append(str(parent))
+            alone.append(str(case))
         mask = parts.get("seg")
         separator = "-" if mask is not None and stem(mask).lower().endswith("-seg") else "_"
         paths = tuple(folder.root / parts[channel] for channel in channels)
@@ -67,8 +73,8 @@ def brats(folder: Folder) -> list[Entry]:
                 channels=channels,
                 masks=(folder.root / mask,) if mask else (),
                 mask_classes=REGIONS[separator] if mask else None,
-                split=split_of(parent / "x"),
-                patient=re.sub(r"^(BraTS-\w+-\d+)-\d+$", r"\1", parent.name),
+                split=split_of(case),
+                patient=re.sub(r"^(BraTS-\w+-\d+)-\d+$", r"\1", name),
                 organ="brain",
                 modality="MR",
             )
