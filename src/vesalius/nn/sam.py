@@ -121,10 +121,12 @@ class SamAttention(nn.Module):
         axes: 2 or 3; with 3 there is a table `rel_pos_d` and the gain `lr` of 3DSAM-adapter (a constant, 1 as made).
     """
 
+    lr: Tensor
+
     def __init__(self, width: int, heads: int, side: int, *, axes: int = 2):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv: nn.Module = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.axes = AXES[:axes]
         for axis in self.axes:
@@ -287,7 +289,7 @@ def shift_mask(grid: tuple[int, ...], window: int, shift: int) -> Tensor:
     regions = torch.zeros(1, *grid, 1)
     parts = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
     for number, region in enumerate(product(parts, repeat=len(grid))):
-        regions[(0, *region)] = number
+        regions[0][region] = number
     of_token = split_windows(regions, window).flatten(1)
     return (of_token[:, :, None] != of_token[:, None, :]).float() * BLOCKED
 

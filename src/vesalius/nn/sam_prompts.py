@@ -98,7 +98,7 @@ class SamPromptEncoder(nn.Module):
             tokens.append(self._points(points, labels, size, pad=boxes is None))
         if boxes is not None:
             corners = self._place(boxes.reshape(-1, 2, 2), size)
-            tokens.append(corners + torch.cat([self.point_embeddings[2].weight, self.point_embeddings[3].weight]))
+            tokens.append(corners + self._kinds()[2:])
         empty = self.no_mask_embed.weight.new_zeros(1, 0, self.dim)
         sparse = torch.cat(tokens, dim=1) if tokens else empty
         if masks is None:
@@ -126,8 +126,12 @@ class SamPromptEncoder(nn.Module):
         kinds = labels.unsqueeze(-1)
         codes = torch.where(kinds == PADDING, self.not_a_point_embed.weight, self._place(points, size))
         for kind in (NEGATIVE, POSITIVE):
-            codes = codes + self.point_embeddings[kind].weight * (kinds == kind)
+            codes = codes + self._kinds()[kind] * (kinds == kind)
         return codes
+
+    def _kinds(self) -> Tensor:
+        """What points outside and in the object and a box's corners are marked with, ``[4, dim]``."""
+        return torch.cat([kind.get_parameter("weight") for kind in self.point_embeddings])
 
     def _place(self, points: Tensor, size: tuple[int, int]) -> Tensor:
         """The codes of pixels' centres."""
