@@ -26,6 +26,7 @@ from vesalius.data.entry import Entry, Folder, organ_of
 from vesalius.data.layouts import choose
 from vesalius.data.lists import join_list
 from vesalius.data.progress import track
+from vesalius.data.split_files import with_split
 from vesalius.data.splits import Groups, split_by_group
 from vesalius.data.table import (
     MASK_SEPARATOR,
@@ -63,6 +64,8 @@ def index(
     test: float = 0.15,
     seed: int = 0,
     resplit: bool = False,
+    splits: str | Path | None = None,
+    fold: int = 0,
     frames: int | Literal["all"] = "all",
     volumes: bool = False,
     keep_duplicates: bool = True,
@@ -77,8 +80,8 @@ def index(
     Args:
         folder: DICOM, NIfTI, PNG, JPEG, TIFF or BMP files, at any depth, or a public dataset as it comes.
         output: the table, ``NAME.parquet``.
-        layout: how the folder is organised: msd, list (CSV), brats, atlas, hc18, medfmc, usfm, voc, paired, busi,
-            image-folders, folder; or auto, to find out (see `vesalius.data.layouts`).
+        layout: how the folder is organised: msd, list (CSV), brats, atlas, kits, lits, btcv, prostate, cases, hc18,
+            medfmc, usfm, voc, paired, busi, image-folders, folder; or auto, to find out (see `vesalius.data.layouts`).
         labels: a CSV file with columns such as path, label, patient, split, joined by path or file name.
         organ: what the images show, where neither folders nor lists say.
         group: regular expression that finds the patient in a path relative to `folder` (its first group, if it has
@@ -89,6 +92,9 @@ def index(
         test: fraction of the images for testing, where the dataset has no split.
         seed: of the split.
         resplit: split anew although the dataset has a split.
+        splits: a published split: the authors' pickle of folds (3DSAM-adapter's split.pkl, read without running it), or
+            masam or transunet for BTCV's test cases. Images that it does not name are left out.
+        fold: of that pickle.
         frames: all frames of a file, or this many, evenly spaced.
         volumes: one row for a NIfTI volume, a DICOM series or a case of several channels, not one for each slice.
         keep_duplicates: keep exact copies (with ``duplicate_of``) rather than leave them out.
@@ -123,6 +129,8 @@ def index(
         entries = join_list(entries, Path(labels), found)
     if group is not None:
         entries = _group_by(entries, group, root)
+    if splits is not None:
+        entries = with_split(entries, splits, fold, found)
     entries = _merge_repeated(entries)
     if not entries:
         raise VesaliusError("holds no images", path=root, remedy="Vesalius reads DICOM, NIfTI, PNG, JPEG, TIFF, BMP")

@@ -20,6 +20,7 @@ from vesalius.data.lists import find_list, read_list
 from vesalius.data.masks import OUTLINE, RASTER
 from vesalius.data.table import SPLITS, shorten
 from vesalius.data.volumes import layouts as volumes
+from vesalius.data.volumes import segmentation_layouts as organs
 from vesalius.errors import ConfigError, VesaliusError, nearest
 
 BUSI_MASK = re.compile(r"(?P<image>.+)_mask(_\d+)?$")
@@ -353,6 +354,11 @@ LAYOUTS = {
             volumes.fits_atlas,
             volumes.atlas,
         ),
+        Layout("kits", "KiTS: case_00000/imaging, segmentation", organs.fits_kits, organs.kits),
+        Layout("lits", "LiTS: volume-0, segmentation-0", organs.fits_lits, organs.lits),
+        Layout("btcv", "BTCV (Synapse): img/img0001, label/label0001", organs.fits_btcv, organs.btcv),
+        Layout("prostate", "six sites: SITE/Case00, Case00_segmentation", organs.fits_prostate, organs.prostate),
+        Layout("cases", "CASE/image, CASE/segmentation", organs.fits_cases, organs.cases),
         Layout("hc18", "HC18: 010_HC.png, 010_HC_Annotation.png", _fits_hc18, _hc18),
         Layout("medfmc", "MedFMC: chest, colon, endo with images, trainval.txt, ...", medfmc.fits, medfmc.entries),
         Layout("usfm", "USFM: training_set/image, training_set/mask, val_set, test_set", _fits_usfm, _usfm),

@@ -47,7 +47,7 @@ class VolumeContract:
         spacing: mm along the network's axes, None for the image's own.
         orientation: where the network's axes D, H, W go, a letter each: "RAS", as MONAI's transforms leave volumes, or
             "SPL" for slices from below as radiologists see them.
-        intensity: `Window`, `ZScore` or `Percentiles`.
+        intensity: `Window`, `ZScore`, `Percentiles` or `ClipZScore`.
         roi: voxels of a patch or window along the network's axes.
 
     >>> from vesalius.data.volumes.intensity import Window

@@ -108,8 +108,50 @@ class Percentiles:
         return np.asarray(channel != 0)
 
 
-Intensity = Window | ZScore | Percentiles
-KINDS: dict[str, type[Intensity]] = {"window": Window, "zscore": ZScore, "percentiles": Percentiles}
+@dataclass(frozen=True)
+class ClipZScore:
+    """``(clip(x, low, high) - mean) / std`` with numbers of a whole data set: CT as nnU-Net and its heirs have it.
+
+    Args:
+        low, high: where intensities are cut, in the image's units (HU for CT).
+        mean, std: of the set's labelled voxels.
+
+    >>> import torch
+    >>> ClipZScore(-54, 247, 59.5, 55.5)(torch.tensor([[-1000.0, 59.5, 115.0]]), torch.zeros(1, 2)).tolist()[0][1:]
+    [0.0, 1.0]
+    """
+
+    low: float
+    high: float
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        if not (self.low < self.high and self.std > 0):
+            raise ConfigError(
+                f"clip from {self.low} to {self.high}, deviation {self.std}", remedy="give low < high, std > 0"
+            )
+
+    def fit(self, channel: np.ndarray) -> tuple[float, float]:
+        """The set's mean and deviation, whatever the volume holds."""
+        return self.mean, self.std
+
+    def __call__(self, pixels: Tensor, limits: Tensor) -> Tensor:
+        """``[C, ...]`` float -> the set's zero mean and unit deviation; ``limits`` say nothing more."""
+        return (pixels.clamp(self.low, self.high) - self.mean) / self.std
+
+    def foreground(self, channel: np.ndarray) -> np.ndarray:
+        """Where the result is above its lowest value."""
+        return np.asarray(channel > self.low)
+
+
+Intensity = Window | ZScore | Percentiles | ClipZScore
+KINDS: dict[str, type[Intensity]] = {
+    "window": Window,
+    "zscore": ZScore,
+    "percentiles": Percentiles,
+    "clip-zscore": ClipZScore,
+}
 
 
 def intensity_to_dict(intensity: Intensity) -> dict[str, Any]:
