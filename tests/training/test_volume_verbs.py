@@ -27,14 +27,14 @@ from vesalius.data.table import load_table, save_table
 from vesalius.errors import ConfigError, VesaliusError, WeightsError
 from vesalius.evaluation import volumes
 from vesalius.evaluation.verbs import evaluate, predict
-from vesalius.evaluation.volumes import find_cases, load_volume_task
+from vesalius.evaluation.volumes import check_flips, find_cases, load_volume_task
 from vesalius.images import read_segmentation, read_volume
 from vesalius.nn.swin_unetr import SwinConfig, SwinUNETR
 from vesalius.nn.volumes import VolumeSegmenter
 from vesalius.pretrain.brainsegfounder import PRESETS, BrainSegFounder
 from vesalius.published.brainsegfounder import contract
 from vesalius.published.card import Card
-from vesalius.published.load import save_weights
+from vesalius.published.load import load, load_backbone, save_weights
 from vesalius.published.networks import architecture
 from vesalius.published.volumes import load_volume_trunk
 from vesalius.training.provenance import read_seen
@@ -175,13 +175,34 @@ def test_options_that_say_nothing_about_volumes_are_refused(tables: Path, stage1
         ("full", {"crop": [40]}, "give one or three multiples of 32"),
         ("full", {"crop": [32]}, "leaves the bottleneck one position"),
         ("full", {"flip": 2.0}, "flip = 2.0"),
+        ("full", {"scale": -1.0}, "scale = -1.0"),
+        ("full", {"foreground": 2.0}, "foreground = 2.0"),
     ):
         with pytest.raises(ConfigError, match=message):
             adapt_backbone(method, **options, **wrong)
     with pytest.raises(ConfigError, match="regions with random:usfm, which reads 2-D images"):
         adapt_backbone("full", **{**options, "backbone": "random:usfm"}, regions=["brats"])
-    with pytest.raises(ConfigError, match="flip with random:usfm, which reads 2-D images"):
-        adapt_backbone("full", **{**options, "backbone": "random:usfm"}, flip=0.0)
+    with pytest.raises(ConfigError, match="shift with random:usfm, which reads 2-D images"):
+        adapt_backbone("full", **{**options, "backbone": "random:usfm"}, shift=0.0)
+    for read, message in (
+        (lambda: load_backbone(stage1), "reads volumes; .*load_volume_trunk"),
+        (lambda: load("brainsegfounder", stage1), "is a folder, .*load_weights"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            read()
+
+
+def test_mirror_images_are_refused_where_they_are_other_anatomy(tables: Path, stage1: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="flips with 'Left-Hippocampus', which a mirror image"):
+        check_flips(tmp_path, ["brain", "Left-Hippocampus"])
+    check_flips(tmp_path, ["bright spot", "leftover"])
+    options = {"flip": 0.0, "scale": 0.2, "shift": 0.0, "foreground": 0.5, "shots": 1, "steps": 1, **QUICK}
+    out = tables / "runs" / "unmirrored"
+    adapt_backbone("linear", backbone=str(stage1), data=tables / "disease.parquet", out=out, **options)
+    used = RunFolder(out).read_config()["config"]
+    assert [used[name] for name in ("flip", "scale", "shift", "foreground")] == [0.0, 0.2, 0.0, 0.5]
+    with pytest.raises(ConfigError, match="unmirrored, which was trained without mirroring"):
+        predict(out, tables / "disease" / "brain_001", out=tmp_path / "out", flips=True)
 
 
 def test_training_from_scratch_takes_a_preset_by_name(tables: Path):

@@ -26,7 +26,7 @@ from vesalius.evaluation.prediction import Input, Writer, find_inputs, predict_f
 from vesalius.evaluation.protocols import each_class, features, knn, linear_probe
 from vesalius.evaluation.results import Result
 from vesalius.evaluation.scoring import intervals, score_classes, score_labels, score_task
-from vesalius.evaluation.volumes import Case, find_cases, load_volume_task, predict_case, score_volumes
+from vesalius.evaluation.volumes import Case, check_flips, find_cases, load_volume_task, predict_case, score_volumes
 from vesalius.files import atomic, output_folder, sha256
 from vesalius.published.card import Card
 from vesalius.tasks import TASKS
@@ -213,7 +213,8 @@ def predict(
         out: folder of the outputs.
         formats: png, nifti, dicom-seg (segmentation), png, nifti (enhancement); by default that of each input.
         overlays: draw masks over the images, too; over the middle slices of volumes.
-        flips: of volumes, average over mirror images, which takes eight times as long.
+        flips: of volumes, average over mirror images, which takes eight times as long; refused where classes are
+            named after a side, or the run was trained with ``flip`` 0.
         classes: of the Universal Model, those to predict; by default all.
         trunk: where the trunk of a run that stores only what it trained lies now, if it was moved.
         batch_size: images at a time.
@@ -246,8 +247,8 @@ def predict(
     if formats is not None:
         formats = tuple(part for name in formats for part in name.split(",") if part)
         check_formats(formats, [name for name in task.FORMATS if name not in ("overlay", "csv")])
-    volumes = isinstance(card.contract, VolumeContract)
-    sources: Sequence[Any] = find_cases(inputs, card.contract.channels) if volumes else find_inputs(inputs)
+    volumes = card.contract if isinstance(card.contract, VolumeContract) else None
+    sources: Sequence[Any] = find_inputs(inputs) if volumes is None else find_cases(inputs, volumes.channels)
     folder = output_folder(out)
     weights = Path(run) if Path(run).suffix == ".safetensors" else RunFolder(Path(run)).weights
     made_by: dict[str, Any] = {
@@ -255,25 +256,27 @@ def predict(
         "formats": formats and list(formats),
         "overlays": overlays,
     }
-    if volumes:
+    if volumes is not None:
         made_by["flips"] = flips
     if isinstance(task, LanguageSegmentation):
         made_by["classes"] = list(task.choose(classes).classes)
     elif classes:
         raise ConfigError("this run predicts all of its classes", remedy="leave out classes")
+    if flips and volumes is not None:
+        check_flips(run, getattr(task, "computed", task.classes))
     writer = Writer(folder, made_by, overwrite=overwrite)
     done = writer.done
     todo = [source for source in sources if _name(source) not in done]
     # Of one volume the windows are shown, of several the volumes.
-    alone = volumes and len(todo) == 1
+    alone = volumes is not None and len(todo) == 1
     for source in todo if alone else track(todo, len(todo), "predicting"):
         try:
             with warnings.catch_warnings():  # pydicom's, about values that are copied from the source
                 warnings.filterwarnings("ignore", module=r"pydicom\..*")
-                if volumes:
+                if volumes is not None:
                     rows = predict_case(
                         task,
-                        card.contract,
+                        volumes,
                         source,
                         folder,
                         formats=formats,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +25,7 @@ from vesalius.data.volumes.cases import case_of, is_nifti, read_case
 from vesalius.data.volumes.contract import VolumeContract, channel_key
 from vesalius.data.volumes.layouts import with_series
 from vesalius.data.volumes.prepare import prepare
-from vesalius.errors import VesaliusError, WeightsError
+from vesalius.errors import ConfigError, VesaliusError, WeightsError
 from vesalius.evaluation.metrics import bootstrap, defined_mean
 from vesalius.evaluation.sliding import segment_volume
 from vesalius.images import Image
@@ -35,6 +36,7 @@ from vesalius.published.load import load_weights
 from vesalius.tasks.volume_language import LanguageSegmentation
 from vesalius.tasks.volume_metrics import case_scores, summarise
 from vesalius.tasks.volume_segmentation import BRATS, Regions, VolumeSegmentation
+from vesalius.training.runs import RunFolder
 
 SCORES = ("dice", "nsd", "hd95")
 """What gets confidence intervals, beside ``f1`` and ``lesion_dice`` where lesions are scored."""
@@ -43,6 +45,10 @@ PUBLISHED: dict[int, tuple[tuple[str, ...], Regions]] = {
     3: (("necrotic core", "oedema", "enhancing tumour"), BRATS),
 }
 """Outputs of BrainSegFounder's fine-tuned files -> classes and regions: ATLAS and BraTS."""
+
+
+SIDE = re.compile(r"(?<![^\W_])(left|right)(?![^\W_])", re.IGNORECASE)
+"""A side as a word of its own in a class's name."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,29 @@ def load_volume_task(path: str | Path) -> tuple[VolumeTask, Card]:
     task = VolumeSegmentation(network.encoder, classes, regions=regions)
     task.head = network.head
     return task.eval(), replace(card, classes=classes)
+
+
+def check_flips(run: str | Path, names: Sequence[str]) -> None:
+    """Refuse mirror images where they are other anatomy.
+
+    Args:
+        run: its folder, or a weights file.
+        names: of the classes that are predicted.
+
+    Raises:
+        ConfigError: a class is named after a side, or the run was trained without mirroring.
+
+    >>> check_flips("weights.safetensors", ["kidney_left", "kidney_right"])
+    Traceback (most recent call last):
+        ...
+    vesalius.errors.ConfigError: flips with 'kidney_left', which a mirror image has on the other side; leave it out
+    """
+    for name in names:
+        if SIDE.search(name):
+            raise ConfigError(f"flips with {name!r}, which a mirror image has on the other side", remedy="leave it out")
+    config = RunFolder(Path(run)).config
+    if config.is_file() and RunFolder(Path(run)).read_config().get("config", {}).get("flip") == 0:
+        raise ConfigError(f"flips with {run}, which was trained without mirroring", remedy="leave it out")
 
 
 def find_cases(inputs: str | Path | Sequence[str | Path], channels: Sequence[str]) -> list[Case]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,14 +17,15 @@ from torch import Tensor, nn
 from vesalius.errors import ConfigError, WeightsError, nearest
 from vesalius.files import atomic, sha256
 from vesalius.nn.encoder import Encoder
-from vesalius.published import brainsegfounder, deblurring, ept, universal, usfm, vit
+from vesalius.published import brainsegfounder, deblurring, ept, sam, universal, usfm, vit
 from vesalius.published.card import Card, Contract
 from vesalius.published.checkpoint import LoadReport, fill, read_state
 from vesalius.published.keys import Hints, Keys, Request
-from vesalius.published.networks import ENCODERS, VOLUME_TRUNKS, Architecture, Hollow, build, trunk_config
+from vesalius.published.networks import ENCODERS, PROMPTABLE, VOLUME_TRUNKS, Architecture, Hollow, build, trunk_config
 
 WEIGHTS, CARD = "weights.safetensors", "card.json"
-FLAT = "give weights for 2-D images"
+OWN = "vesalius.published.load.load_weights reads runs and converted files"
+FLAT = "give weights for 2-D images, or take it with vesalius.published.volumes.load_volume_trunk"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ FAMILIES = {
     "universal": Family(universal.PARTS, universal.network, universal.contract, universal.LICENCE, universal.CITATION),
     "vit": Family(vit.PARTS, vit.network, vit.contract, vit.LICENCE, vit.CITATION),
     "ept": Family(ept.PARTS, ept.network, usfm.imagenet, ept.LICENCE, ept.CITATION),
+    "sam": Family(sam.PARTS, sam.network, sam.contract, sam.LICENCE, sam.CITATION),
+    **{
+        size: Family(sam.PARTS, partial(sam.network, preset=size), sam.contract, sam.LICENCE, sam.CITATION)
+        for size in sam.PUBLISHED
+    },
 }
 
 
@@ -65,7 +72,7 @@ def load(
     system: str,
     path: str | Path,
     *,
-    part: str = "backbone",
+    part: str | None = None,
     image_size: int | None = None,
     in_channels: int | None = None,
     as_published: bool = False,
@@ -75,11 +82,13 @@ def load(
 
     Args:
         system: whose file it is: usfm, deblurring, mae (vanilla MAE and ConvMAE), vit (timm's), ept (mmcls's ViT,
-            plain or with the prompts of EPT or VPT), brainsegfounder or universal.
+            plain or with the prompts of EPT or VPT), brainsegfounder, universal, or sam (of any size; sam_vit_b,
+            sam_vit_l and sam_vit_h refuse another).
         path: a torch or safetensors file.
-        part: backbone (an `Encoder` as downstream networks use it), encoder (as pre-training left it: final norm,
-            shared table, stage fusion), pretrain (with the decoder), classification, pyramid or segmentation; of 3-D
-            systems a `VolumeTrunk` instead of an `Encoder`.
+        part: None for the system's first: backbone (an `Encoder` as downstream networks use it), encoder (as
+            pre-training left it: final norm, shared table, stage fusion), pretrain (with the decoder),
+            classification, pyramid or segmentation; of 3-D systems a `VolumeTrunk` instead of an `Encoder`. Of SAM
+            promptable (the whole network) or encoder.
         image_size: pixels of the side; position tables are interpolated from the file's.
         in_channels: 1 to sum the RGB filters, which on a grey image equals repeating it.
         as_published: resize relative tables with the published code's transposition.
@@ -103,8 +112,11 @@ def load(
     if system not in FAMILIES:
         raise ConfigError(f"unknown system {system!r}", remedy=nearest(system, FAMILIES))
     family = FAMILIES[system]
+    part = part or family.parts[0]
     if part not in family.parts:
         raise ConfigError(f"{system} has no part {part!r}", remedy=nearest(part, family.parts))
+    if Path(path).is_dir():
+        raise WeightsError("is a folder, not an authors' file", path=path, remedy=OWN)
     state = read_state(path)
     keys = Keys(state)
     try:
@@ -118,7 +130,7 @@ def load(
     if image_size is not None and "image_size" not in shape:
         raise ConfigError(f"image_size = {image_size} for a 3-D network, which takes any", remedy="leave it out")
     digest = sha256(path)
-    notes = [str(report)]
+    notes = [str(report), *(f"Changed on the way: {reason}" for reason in sorted(set(report.reshaped.values())))]
     if system == "usfm":
         same = "is" if digest == usfm.RELEASED_SHA256 else "is not"
         notes.append(f"By its SHA-256 this {same} the released USFM_latest.pth")
@@ -145,7 +157,7 @@ def load_backbone(
     in_channels: int | None = None,
     download: bool = False,
 ) -> Encoder:
-    """An encoder from wherever it is.
+    """A 2-D encoder from wherever it is; `vesalius.published.volumes.load_volume_trunk` does the same in 3-D.
 
     Args:
         spec: a run folder or a ``.safetensors`` file with its card; ``system:file`` for an authors' file; or a timm
@@ -205,7 +217,7 @@ def convert(
     path: str | Path,
     out: str | Path,
     *,
-    part: str = "backbone",
+    part: str | None = None,
     image_size: int | None = None,
     in_channels: int | None = None,
     as_published: bool = False,
@@ -249,7 +261,7 @@ def recognise(state: Mapping[str, Tensor]) -> list[str]:
 
 def encoder_of(what: Mapping[str, Any]) -> Mapping[str, Any]:
     """The encoder's architecture within a network's."""
-    while what["name"] not in ENCODERS and what["name"] not in VOLUME_TRUNKS:
+    while what["name"] not in {*ENCODERS, *VOLUME_TRUNKS, *PROMPTABLE}:
         if "encoder" not in what.get("config", {}):
             raise WeightsError(f"the network {what['name']!r} has no encoder that can be taken out")
         what = what["config"]["encoder"]

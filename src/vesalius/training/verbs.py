@@ -175,6 +175,9 @@ def adapt_backbone(
     image_size: int | None = None,
     crop: Sequence[int] = (),
     flip: float | None = None,
+    scale: float | None = None,
+    shift: float | None = None,
+    foreground: float | None = None,
     fraction: float = 1.0,
     shots: int | None = None,
     lr: float | None = None,
@@ -211,6 +214,9 @@ def adapt_backbone(
         crop: voxels of a patch of volumes, one or three numbers.
         flip: of volumes, probability of mirroring each axis of a patch; by default the preset's. 0 where classes are
             told apart by where they lie (left and right, front and back).
+        scale: of volumes, intensities are multiplied by 1 - scale to 1 + scale; by default the preset's.
+        shift: of volumes, -shift to shift is added to intensities, which the contract brings to about 0 to 1.
+        foreground: of volumes, share of the patches around a labelled voxel; the others lie anywhere.
         fraction: of the training patients whose labels are used.
         shots: labelled patients per class, in place of a fraction.
         lr: peak learning rate of the head, as it is; by default the preset's, scaled with the images a step.
@@ -247,6 +253,7 @@ def adapt_backbone(
     >>> run["step"]
     1
     """
+    patches = {"flip": flip, "scale": scale, "shift": shift, "foreground": foreground}
     if reads_volumes(backbone):
         others = {"image_size": image_size, "decoder_width": decoder_width, "inner_lr": inner_lr}
         _only_2d(backbone, **others, layer_decay=layer_decay, model=model or None)
@@ -263,7 +270,7 @@ def adapt_backbone(
             channels=channels,
             decoder=decoder,
             crop=crop,
-            flip=flip,
+            **patches,
             fraction=fraction,
             shots=shots,
             lr=lr,
@@ -272,7 +279,7 @@ def adapt_backbone(
             progress=progress,
             **training,
         )
-    for name, value in {"regions": regions, "channels": channels, "crop": crop, "flip": flip}.items():
+    for name, value in {"regions": regions, "channels": channels, "crop": crop, **patches}.items():
         if value or value == 0:
             raise ConfigError(f"{name} with {backbone}, which reads 2-D images", remedy="leave it out")
     settings = method_settings(method, model)

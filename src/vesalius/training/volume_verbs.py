@@ -94,6 +94,9 @@ def adapt_volumes(
     decoder: str | None = None,
     crop: Sequence[int] = (),
     flip: float | None = None,
+    scale: float | None = None,
+    shift: float | None = None,
+    foreground: float | None = None,
     fraction: float = 1.0,
     shots: int | None = None,
     lr: float | None = None,
@@ -123,9 +126,9 @@ def adapt_volumes(
         preset = "tiny" if trunk.bottleneck_channels < TINY_WIDTH else "paper"
     if preset not in PRESETS:
         raise ConfigError(f"unknown preset {preset!r}", remedy=nearest(preset, PRESETS))
-    config = PRESETS[preset]
-    config = replace(config, lr=config.lr if lr is None else lr, crop=_sides(crop, trunk) or config.crop)
-    config = replace(config, flip=config.flip if flip is None else flip)
+    given = {"lr": lr, "flip": flip, "scale": scale, "shift": shift, "foreground": foreground}
+    config = replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
+    config = replace(config, crop=_sides(crop, trunk) or config.crop)
     options = train_options(training, images=config.images, epochs=config.epochs, steps=config.steps, train=len(train))
     torch.manual_seed(seed)  # the head is the same whatever the backbone drew
     task = VolumeSegmentation(

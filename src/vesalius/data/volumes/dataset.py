@@ -164,6 +164,9 @@ class PatchView:
         for name in ("foreground", "flip", "rot90"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}", remedy="give a probability")
+        for name in ("scale", "shift"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} = {getattr(self, name)}", remedy="give a number from 0")
         if self.rot90 and self.contract.roi[0] != self.contract.roi[1]:
             raise ConfigError(f"rot90 with patches of {self.contract.roi}", remedy="make the first two sides equal")
 
