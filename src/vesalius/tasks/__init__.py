@@ -18,6 +18,7 @@ TASKS = {
     "segmentation": "vesalius.tasks.segmentation:Segmenter",
     "enhancement": "vesalius.tasks.enhancement:Enhancer",
     "volume_segmentation": "vesalius.tasks.volume_segmentation:VolumeSegmentation",
+    "stack_segmentation": "vesalius.tasks.stacks:StackSegmentation",
 }
 
 
