@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+import torch
+from monai.losses import DiceLoss
 
 from vesalius.errors import ConfigError, VesaliusError
 from vesalius.tasks.brats import REGIONS, regions
@@ -38,7 +41,13 @@ def test_a_mask_at_the_border_and_distances_in_a_large_volume() -> None:
 
 @pytest.mark.parametrize(
     ("rule", "both", "missed", "invented"),
-    [("vesalius", math.nan, 0, 0), ("monai", math.nan, 0, math.nan), ("medpy", 1, 0, 0), ("transunet", 0, 0, 1)],
+    [
+        ("vesalius", math.nan, 0, 0),
+        ("monai", math.nan, 0, math.nan),
+        ("medpy", 1, 0, 0),
+        ("masam", 1, 0, 0),
+        ("transunet", 0, 0, 1),
+    ],
 )
 def test_empty_masks_by_name(rule: str, both: float, missed: float, invented: float) -> None:
     some, none = cube(4, 4, 4), np.zeros((24, 24, 24), bool)
@@ -47,9 +56,19 @@ def test_empty_masks_by_name(rule: str, both: float, missed: float, invented: fl
         for scores in (mask_scores(*masks, empty=rule), lesion_scores(*masks, empty=rule)):
             values = [scores[key] for key in ("dice", "nsd", "f1", "lesion_dice") if key in scores]
             assert np.array_equal(values, [expected] * 2, equal_nan=True)
-    assert set(EMPTY) == {"vesalius", "monai", "medpy", "transunet"}
+    assert set(EMPTY) == {"vesalius", "monai", "medpy", "masam", "sam3d", "transunet"}
     with pytest.raises(ConfigError, match="did you mean 'medpy'"):
         mask_scores(some, none, empty="medpi")
+
+
+def test_the_dice_of_3dsam_is_the_complement_of_a_smoothed_loss() -> None:
+    some, shifted, none = cube(4, 4, 4), cube(5, 4, 4), np.zeros((24, 24, 24), bool)
+    loss = DiceLoss(smooth_nr=1e-5, smooth_dr=1e-5)
+    for prediction, truth in itertools.product((some, shifted, none), repeat=2):
+        p, t = (torch.from_numpy(mask).double()[None, None] for mask in (prediction, truth))
+        expected = 1 - loss(p, t).item()
+        assert mask_scores(prediction, truth, empty="sam3d")["dice"] == pytest.approx(expected, abs=1e-12)
+    assert mask_scores(none, none, empty="sam3d")["nsd"] == 1
 
 
 def test_lesions_are_found_missed_and_invented() -> None:

@@ -35,21 +35,26 @@ class EmptyRule:
         both: neither truth nor prediction holds it.
         missed: the truth alone does.
         invented: the prediction alone does.
+        smooth: added to both sides of every Dice's fraction.
     """
 
     both: float
     missed: float = 0.0
     invented: float = 0.0
+    smooth: float = 0.0
 
 
 EMPTY = {
     "vesalius": EmptyRule(both=_NAN),
     "monai": EmptyRule(both=_NAN, invented=_NAN),
     "medpy": EmptyRule(both=1.0),
+    "masam": EmptyRule(both=1.0),
+    "sam3d": EmptyRule(both=1.0, smooth=1e-5),
     "transunet": EmptyRule(both=0.0, invented=1.0),
 }
 """Rules by name: ours; MONAI's DiceMetric (BrainSegFounder, Universal Model: only cases whose truth holds the class); 1
-for both empty (MA-SAM, 3DSAM-adapter, ATLAS, BraTS); TransUNet's, which rewards an invented organ."""
+for both empty (medpy: MA-SAM, ATLAS, BraTS); 3DSAM-adapter's, the complement of MONAI's smoothed DiceLoss; TransUNet's,
+which rewards an invented organ."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +107,14 @@ def mask_scores(
     """
     p, t = _bools(prediction, truth)
     lacking = _lacking(bool(p.any()), bool(t.any()), empty)
+    smooth = EMPTY[empty].smooth
     if lacking is not None:
-        return {"dice": lacking, "nsd": lacking, "hd95": _NAN}
+        return {"dice": _dice(p, t, smooth) if smooth else lacking, "nsd": lacking, "hd95": _NAN}
     box = _box(p | t)
     p, t = p[box], t[box]
     steps = None if spacing is None else tuple(float(step) for step in spacing)
     return {
-        "dice": _dice(p, t),
+        "dice": _dice(p, t, smooth),
         "nsd": surface_dice(p, t, spacing=steps, tolerance=tolerance),
         "hd95": surface_hd95(p, t, spacing=steps),
     }
@@ -308,8 +314,9 @@ def _grown(mask: Mask, voxels: int) -> Mask:
     return grown
 
 
-def _dice(p: Mask, t: Mask) -> float:
-    return _ratio(2 * int(np.count_nonzero(p & t)), int(np.count_nonzero(p)) + int(np.count_nonzero(t)))
+def _dice(p: Mask, t: Mask, smooth: float = 0.0) -> float:
+    both, sizes = int(np.count_nonzero(p & t)), int(np.count_nonzero(p)) + int(np.count_nonzero(t))
+    return _ratio(2 * both + smooth, sizes + smooth)
 
 
 def _ratio(part: float, whole: float) -> float:
