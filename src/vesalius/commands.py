@@ -32,7 +32,7 @@ def convert(
     path: str,
     *,
     out: str,
-    part: str = "backbone",
+    part: str | None = None,
     image_size: int | None = None,
     in_channels: int | None = None,
     as_published: bool = False,
@@ -40,10 +40,11 @@ def convert(
     """Write an authors' checkpoint as safetensors, with a card: source, SHA-256, licence, input contract.
 
     Args:
-        system: whose file it is: usfm, deblurring, mae or vit.
+        system: whose file it is: usfm, deblurring, mae, vit, ept, brainsegfounder, universal or sam.
         path: the authors' file.
         out: a folder, or a file NAME.safetensors.
-        part: what of it: backbone, pretrain, classification, pyramid or segmentation.
+        part: what of it: backbone, encoder, pretrain, classification, pyramid, segmentation or promptable; the system's
+            usual one if left out.
         image_size: pixels of the side; position tables are interpolated.
         in_channels: 1 sums the RGB filters, which on a grey image is the same.
         as_published: resize relative position tables with the published code's transposition.

@@ -11,10 +11,11 @@ positions enter the attention kernel as extra channels of queries and keys, so t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +86,12 @@ class SamConfig:
             raise ConfigError(f"width = {self.width} cannot be divided among {self.heads} heads")
         if any(not 0 <= block < self.depth for block in self.global_blocks):
             raise ConfigError(f"global_blocks = {self.global_blocks} of {self.depth} blocks", remedy="count from 0")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SamConfig:
+        """The inverse of `dataclasses.asdict`, also after JSON."""
+        decoder, blocks = SamDecoderConfig(**values["decoder"]), tuple(values["global_blocks"])
+        return cls(**{**values, "decoder": decoder, "global_blocks": blocks})
 
     @property
     def grid(self) -> int:

@@ -17,6 +17,8 @@ from vesalius.nn.language_head import LanguageDriven
 from vesalius.nn.mae import MAEDecoder
 from vesalius.nn.prompts import describe_prompts, restore_prompts
 from vesalius.nn.pyramid import DownLevel, FeaturePyramid
+from vesalius.nn.sam import SamConfig, SamViT
+from vesalius.nn.sam_decoder import Sam
 from vesalius.nn.segvit import ATMHead, Stage
 from vesalius.nn.swin_ssl import SwinSSL
 from vesalius.nn.swin_unetr import SwinConfig, SwinEncoder, SwinUNETR
@@ -155,6 +157,10 @@ VOLUME_TRUNKS: dict[str, Callable[[Mapping[str, Any]], VolumeTrunk]] = {
     "segresnet": lambda config: SegResNet(SegResNetConfig(**config)),
     "dints": lambda config: DiNTS(DiNTSConfig(**config)),
 }
+PROMPTABLE: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
+    "sam": lambda config: Sam(SamConfig.from_dict(config)),
+    "sam_encoder": lambda config: SamViT(SamConfig.from_dict(config)),
+}
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "classifier": Classifier,
     "simmim": SimMIM,
@@ -166,6 +172,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "volume_segmenter": VolumeSegmenter,
     "language_driven": LanguageDriven,
 }
+KNOWN = (*ENCODERS, *VOLUME_TRUNKS, *PROMPTABLE, *NETWORKS)
 
 
 KINDS: dict[type[nn.Module], str] = {
@@ -212,11 +219,13 @@ def build(what: Architecture) -> nn.Module:
             return ENCODERS[name](config)
         if name in VOLUME_TRUNKS:
             return VOLUME_TRUNKS[name](config)
+        if name in PROMPTABLE:
+            return PROMPTABLE[name](config)
         if name in NETWORKS:
             return NETWORKS[name](build(config.pop("encoder")), **config)
     except TypeError as error:
         raise WeightsError(f"the architecture {name!r} does not have these options ({error})") from error
-    raise WeightsError(f"unknown architecture {name!r}", remedy=nearest(name, [*ENCODERS, *VOLUME_TRUNKS, *NETWORKS]))
+    raise WeightsError(f"unknown architecture {name!r}", remedy=nearest(name, KNOWN))
 
 
 class Hollow(torch.overrides.TorchFunctionMode):
