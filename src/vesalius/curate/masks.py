@@ -1,0 +1,52 @@
+"""Masks as files of an annotation project: on the image's own voxels, with its geometry and nothing else of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from vesalius.data.class_tables import ClassTable
+from vesalius.files import atomic
+from vesalius.images import Image, read_volume
+from vesalius.images.nifti import RAS_TO_LPS
+
+
+def member_mask(table: ClassTable, labels: NDArray[Any], structure: str) -> NDArray[np.bool_]:
+    """Where a label map of the table's classes has a structure; a tumour is part of its organ, of the nearer side.
+
+    Args:
+        table: whose class i has the value i + 1.
+        labels: ``[D, H, W]``.
+        structure: one of its classes.
+
+    >>> table = ClassTable.from_dict({"classes": ["liver", {"name": "cyst", "kind": "cyst", "organs": ["liver"]}]})
+    >>> member_mask(table, np.array([[[0, 1, 2]]], np.uint8), "liver").tolist()
+    [[[False, True, True]]]
+    """
+    told = table.sides(labels.astype(np.uint8), ())
+    return np.asarray(table.members[:, table.names.index(structure)][told])
+
+
+def read_values(path: Path) -> NDArray[Any]:
+    """The voxels ``[D, H, W]`` of a file of the project."""
+    return read_volume(path).array[0]
+
+
+def write_values(values: NDArray[Any], image: Image, path: Path) -> Path:
+    """Write ``[D, H, W]``, a mask or values of 0 to 255, where the image lies; nothing else of its file is copied."""
+    affine = None if image.affine is None else RAS_TO_LPS @ image.affine
+    volume = nibabel.Nifti1Image(values.astype(np.uint8).T, affine)
+    if affine is not None:
+        volume.set_sform(affine, 1)
+        volume.set_qform(affine, 1)
+        volume.header.set_xyzt_units("mm")
+    elif image.spacing is not None:
+        volume.header.set_zooms(image.spacing[::-1])
+        volume.header.set_xyzt_units("mm")
+    with atomic(path) as temporary:
+        volume.to_filename(temporary)
+    return path
