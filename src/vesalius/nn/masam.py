@@ -24,8 +24,9 @@ from vesalius.nn.sam_prompts import SamPromptEncoder
 
 FRESH = ("mask_decoder.mask_tokens.", "mask_decoder.output_hypernetworks_mlps.", "mask_decoder.iou_prediction_head.")
 """What starts anew: SAM's tokens stand for ambiguity, these for classes."""
-PUT_IN = (".fact.", ".pre_attn.", ".post_attn.", ".attn.qkv.q.", ".attn.qkv.v.")
-"""How the names of what is put into the encoder are told from the encoder's own."""
+SLICES, INCREMENTS = (".pre_attn.", ".post_attn."), (".fact.", ".attn.qkv.q.", ".attn.qkv.v.")
+PUT_IN = SLICES + INCREMENTS
+"""How the names of what is put into the encoder are told from the encoder's own: slice adapters and FacT."""
 UNREACHED = ("mask_decoder.iou_prediction_head.", "prompt_encoder.")
 """What no gradient reaches: nothing says how good a mask is, and there are no prompts..."""
 REACHED = ("prompt_encoder.no_mask_embed.",)

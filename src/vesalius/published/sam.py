@@ -85,7 +85,7 @@ def network(keys: Keys, request: Request, *, preset: str | None = None) -> dict[
             keys.move(name, to + own)
         else:
             how = f"positions for {config.image_size} px, resized to {size} px"
-            keys.move(name, to + own, lambda table: _resize(table, size // config.patch_size), how)
+            keys.move(name, to + own, lambda table: resize_table(table, size // config.patch_size), how)
     keys.move_all("", "", ("prompt_encoder.", "mask_decoder."))
     name = "sam" if request.part == "promptable" else "sam_encoder"
     return {"name": name, "config": asdict(replace(config, image_size=size))}
@@ -167,7 +167,7 @@ def _depends_on_size(name: str, config: SamConfig) -> bool:
     return name == "pos_embed" or (found is not None and int(found[1]) in config.global_blocks)
 
 
-def _resize(table: Tensor, grid: int) -> Tensor:
+def resize_table(table: Tensor, grid: int) -> Tensor:
     """A table of the whole grid on another: bilinear, of relative positions along the offset (MA-SAM's rule)."""
     if table.ndim == 4:
         return resize_positions(table, (grid, grid))

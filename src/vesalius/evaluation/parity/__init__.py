@@ -6,10 +6,16 @@ before works too; weights go through `vesalius.published.load.load`.
 
 from __future__ import annotations
 
-from vesalius.evaluation.parity import brainsegfounder, deblurring, ept, universal, usfm, vit
+from vesalius.evaluation.parity import brainsegfounder, deblurring, ept, masam, universal, usfm, vit
 from vesalius.evaluation.parity.common import Adapter
 
 FAMILIES: dict[str, Adapter] = (
-    usfm.FAMILIES | deblurring.FAMILIES | vit.FAMILIES | ept.FAMILIES | brainsegfounder.FAMILIES | universal.FAMILIES
+    usfm.FAMILIES
+    | deblurring.FAMILIES
+    | vit.FAMILIES
+    | ept.FAMILIES
+    | brainsegfounder.FAMILIES
+    | universal.FAMILIES
+    | masam.FAMILIES
 )
 """Fixture names without their last ``_a`` or ``_b`` -> adapter."""
