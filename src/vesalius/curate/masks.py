@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vesalius.data.class_tables import ClassTable
+from vesalius.data.volumes.prepare import check_on
+from vesalius.data.volumes.transforms import grid_of
+from vesalius.errors import UnreadableImage
 from vesalius.files import atomic
-from vesalius.images import Image, read_volume
+from vesalius.images import Image, probe, read_segmentation, read_volume
 from vesalius.images.nifti import RAS_TO_LPS
 
 
@@ -34,6 +37,35 @@ def member_mask(table: ClassTable, labels: NDArray[Any], structure: str) -> NDAr
 def read_values(path: Path) -> NDArray[Any]:
     """The voxels ``[D, H, W]`` of a file of the project."""
     return read_volume(path).array[0]
+
+
+def read_labels(path: Path, image: Image) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """The labels in a file that another program wrote, on the image's voxels.
+
+    Args:
+        path: NIfTI with whole numbers, along any axes of the image's grid; or a DICOM segmentation of its series.
+        image: that they were drawn on.
+
+    Returns:
+        ``[D, H, W]``; and the segments' names of a DICOM segmentation, value i + 1 being name i.
+
+    Raises:
+        UnreadableImage: it lies elsewhere, has another size, or holds no labels.
+    """
+    if probe(path).modality == "SEG":
+        return read_segmentation(path, image)
+    part = read_volume(path)
+    values = part.array[0]
+    if not np.array_equal(values, np.rint(values)) or values.min() < 0:
+        raise UnreadableImage("holds no labels, which are whole numbers from 0", path=path, remedy="save a label map")
+    values = values.astype(np.uint16)
+    if part.affine is None or image.affine is None:
+        if part.size != image.size:
+            raise UnreadableImage(f"has {part.size} voxels, the image {image.size}", path=path)
+        return values, ()
+    grid, own = grid_of(image, orientation="RAS", spacing=None), grid_of(part, orientation="RAS", spacing=None)
+    check_on(part, own, image, grid)
+    return grid.invert(own.apply(values, labels=True)), ()
 
 
 def write_values(values: NDArray[Any], image: Image, path: Path) -> Path:

@@ -3,7 +3,8 @@
 ```
 atlas/ atlas.yaml               classes, predictors, settings
        cases.parquet            the index, one row per volume (see vesalius.data.table)
-       predictions/NAME/CASE/   labels.nii.gz, STRUCTURE.prob.nii.gz (uint8, 255 x probability), done.json
+       predictions/NAME/CASE/   labels.nii.gz, or STRUCTURE.nii.gz each where they may overlap; STRUCTURE.prob.nii.gz
+                                (uint8, 255 x probability) where there are probabilities; done.json
        maps/CASE/KIND/          STRUCTURE.nii.gz, uint8: average is a mask, the others 255 x heat; summary.json
        queue.json, queue.csv    case and structure in order of need
        reviews/CASE/STRUCTURE/  0001.json, 0002.json, ... with the masks they name; never changed, only added to
@@ -39,6 +40,7 @@ from vesalius.files import output_folder, write_text
 from vesalius.images import Image, read_volume
 
 CONFIG, CASES, QUEUE = "atlas.yaml", "cases.parquet", "queue.json"
+DONE, SUMMARY, LABELS = "done.json", "summary.json", "labels.nii.gz"
 KINDS = ("average", "inconsistency", "uncertainty", "overlap", "attention")
 """The maps of a case and structure."""
 AVERAGE = "average"
@@ -131,7 +133,7 @@ class Atlas:
             "classes": self.classes.to_dict(),
             "predictors": {name: dict(one) for name, one in self.predictors.items()},
             "targets": list(self.targets),
-            "settings": {**asdict(self.settings), "weights": list(self.settings.weights)},
+            "settings": self.settings.to_dict(),
         }
         write_text(self.path / CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
@@ -177,7 +179,7 @@ class Atlas:
         return self.path / "predictions" / predictor / case
 
     def proposals(self, case: str, structure: str) -> dict[str, Path]:
-        """The files that hold what is proposed for a structure, by predictor, ``average`` first if it was made.
+        """The files with what is proposed for a structure, ``average`` first if it was made, then by predictor.
 
         `proposal` reads them: a predictor's file may be a label map of all structures.
         """
@@ -186,9 +188,10 @@ class Atlas:
             found[AVERAGE] = path
         for name in self.predictors:
             folder = self.prediction(name, case)
-            soft = folder / f"{structure}.prob.nii.gz"
-            if (folder / "done.json").is_file():
-                found[name] = soft if soft.is_file() else folder / "labels.nii.gz"
+            if (folder / DONE).is_file():
+                done = json.loads((folder / DONE).read_text(encoding="utf-8"))
+                if structure in done["structures"]:
+                    found[name] = folder / (LABELS if done["exclusive"] else f"{structure}.nii.gz")
         return found
 
     def proposal(self, case: str, structure: str, source: str = AVERAGE) -> NDArray[np.bool_]:
@@ -203,19 +206,24 @@ class Atlas:
                 f"{source} proposes no {structure} for {case} yet", remedy="run vesalius curate atlas step"
             )
         values = read_values(path)
-        if source == AVERAGE:
-            return values > 0
-        if path.name.startswith(structure):
-            return values > 127
-        return member_mask(self.classes, values, structure)
+        return member_mask(self.classes, values, structure) if path.name == LABELS else values > 0
+
+    def map_folder(self, case: str) -> Path:
+        """The folder of a case's maps; they are whole if there is a ``summary.json`` in it."""
+        self.row(case)
+        return self.path / "maps" / case
 
     def map_path(self, case: str, kind: str, structure: str) -> Path | None:
         """The file of a map, None where it was not made."""
-        self.row(case)
         if kind not in KINDS:
             raise ConfigError(f"no map is called {kind!r}", remedy=nearest(kind, KINDS))
-        path = self.path / "maps" / case / kind / f"{self._structure(structure)}.nii.gz"
+        path = self.map_folder(case) / kind / f"{self._structure(structure)}.nii.gz"
         return path if path.is_file() else None
+
+    def summary(self, case: str) -> dict[str, dict[str, float]]:
+        """By structure, what a case is ranked by (`vesalius.curate.attention.StructureMaps.summary`)."""
+        path = self.map_folder(case) / SUMMARY
+        return dict(json.loads(path.read_text(encoding="utf-8"))["structures"]) if path.is_file() else {}
 
     # The queue
 
@@ -331,20 +339,23 @@ class Atlas:
             raise ConfigError("a correction without a mask", remedy="send the mask, or accept")
         version = based_on + 1
         name = "" if verdict == "cannot_tell" and mask is None else f"{version:04}-{secrets.token_hex(4)}.nii.gz"
+        changed = int((before != after).sum())
         review = Review(
-            case,
-            structure,
-            version,
-            verdict,
-            who.strip(),
-            reader,
-            datetime.now(UTC).isoformat(timespec="seconds"),
-            based_on,
-            round(float(seconds), 1),
-            comment,
-            int((before != after).sum()),
-            name,
-            self.round(),
+            case=case,
+            structure=structure,
+            version=version,
+            verdict=verdict,
+            who=who.strip(),
+            reader=reader,
+            when=datetime.now(UTC).isoformat(timespec="seconds"),
+            based_on=based_on,
+            seconds=round(float(seconds), 1),
+            comment=comment,
+            changed=changed,
+            changed_mm3=changed * float(np.prod(image.spacing or 1.0)),
+            marked_mm3=self.summary(case).get(structure, {}).get("mm3", 0.0),
+            mask=name,
+            round=self.round(),
         )
         folder.mkdir(parents=True, exist_ok=True)
         if name:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from vesalius.curate.attention import AttentionConfig
+from vesalius.curate.ranking import Minutes, Order
 from vesalius.errors import ConfigError, VesaliusError, nearest
 
 VERDICTS = ("accept", "corrected", "cannot_tell")
@@ -43,7 +46,8 @@ class Review:
         when: UTC, ISO 8601.
         based_on: the version that was shown, 0 for the proposal.
         seconds: spent.  comment: free text.
-        changed: voxels that differ from the version it was based on.
+        changed: voxels that differ from the version it was based on.  changed_mm3: the same in mm^3.
+        marked_mm3: what the attention map marked when it was reviewed.
         mask: name of the mask's file beside the record; empty for cannot_tell.
         round: of the proposals that were shown.
     """
@@ -59,6 +63,8 @@ class Review:
     seconds: float
     comment: str = ""
     changed: int = 0
+    changed_mm3: float = 0.0
+    marked_mm3: float = 0.0
     mask: str = ""
     round: int = 0
 
@@ -90,25 +96,19 @@ class Settings:
     """How maps are made and reviews are planned.
 
     Args:
-        inconsistency: standard deviation over models above which they disagree.
-        uncertainty: mean entropy ``-p ln p`` above which they are unsure.
-        weights: of inconsistency, uncertainty and overlap in the attention map.
-        opening: mm that a marked region must measure; thinner ones vanish.
-        as_published: thresholds, 3 x 3 x 3 opening and ranking in voxels, as the authors' code has them.
-        order: what the queue is ranked by: attention, uncertainty, or random (a control).
-        minutes_each: to open and judge a structure.  minutes_per_ml: to correct a ml of marked volume.
-        stop_gain: ml that the open queue must be expected to gain for another round to be worth it.
-        seed: of the random order and of the splits.
+        attention: thresholds, weights and opening of the maps.
+        minutes: what a review costs, until there are reviews to tell.
+        order: of the queue: attention, uncertainty, or random (a control).
+        stop_gain: ml that the open queue must be expected to change for another round to be worth it.
+        seed: of the random order.
+
+    >>> Settings.from_dict({"attention": {"opening": 3.0}, "stop_gain": 5.0}).attention.opening
+    3.0
     """
 
-    inconsistency: float = 0.10
-    uncertainty: float = 0.05
-    weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    opening: float = 5.0
-    as_published: bool = False
-    order: str = "attention"
-    minutes_each: float = 0.5
-    minutes_per_ml: float = 0.5
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    minutes: Minutes = field(default_factory=Minutes)
+    order: Order = "attention"
     stop_gain: float = 1.0
     seed: int = 0
 
@@ -117,13 +117,27 @@ class Settings:
         """From YAML.
 
         Raises:
-            ConfigError: an unknown key.
+            ConfigError: an unknown key or order.
         """
-        known = [item.name for item in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ConfigError(f"settings know no {name!r}", remedy=nearest(name, known))
-        return cls(**{**values, **({"weights": tuple(values["weights"])} if "weights" in values else {})})
+        given = dict(values)
+        if (order := given.get("order", "attention")) not in get_args(Order):
+            raise ConfigError(f"no order is called {order!r}", remedy=nearest(order, get_args(Order)))
+        for name, kind in (("attention", AttentionConfig), ("minutes", Minutes)):
+            if name in given:
+                given[name] = _only_known(kind, given[name], name)
+        return _only_known(cls, given, "settings")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: what `from_dict` takes."""
+        return dict(json.loads(json.dumps(asdict(self))))
+
+
+def _only_known(kind: Any, values: Mapping[str, Any], where: str) -> Any:
+    known = [item.name for item in fields(kind)]
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{where} know no {name!r}", remedy=nearest(name, known))
+    return kind(**{name: tuple(one) if isinstance(one, list) else one for name, one in values.items()})
 
 
 def case_id(row: Mapping[str, Any]) -> str:

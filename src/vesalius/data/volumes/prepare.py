@@ -96,7 +96,7 @@ def _mask(row: Mapping[str, Any], image: Image, contract: VolumeContract, classe
             values = classes_of(part.array[0], max(len(names), 1), path)
             if part.affine is None:  # then its voxels are taken to be the image's
                 part = replace(part, affine=image.affine, spacing=image.spacing) if part.size == image.size else part
-        _check_on(part, contract.grid(part), image, grid)
+        check_on(part, contract.grid(part), image, grid)
         numbers = np.zeros(256, np.uint8)
         numbers[IGNORE] = IGNORE
         for value, name in enumerate(names, start=1):
@@ -106,8 +106,12 @@ def _mask(row: Mapping[str, Any], image: Image, contract: VolumeContract, classe
     return merged
 
 
-def _check_on(part: Image, grid: Grid, image: Image, image_grid: Grid) -> None:
-    """A mask has the image's voxels, if perhaps along other axes."""
+def check_on(part: Image, grid: Grid, image: Image, image_grid: Grid) -> None:
+    """A mask has the image's voxels, if perhaps along other axes.
+
+    Raises:
+        VesaliusError: it has another size, or lies elsewhere.
+    """
     if grid.source != image_grid.source:
         raise shape_error(part.path, part.size, image.path, image.size)
     ends = np.abs(grid.ends(part) - image_grid.ends(image)).max(axis=0)
