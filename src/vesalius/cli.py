@@ -27,6 +27,7 @@ class Verb:
         function: "module:name" of what runs, its parameters are the options; None where the choice itself says so.
         examples: whole commands, as one would type them.
         choices: "module:dict" of the words that may follow (systems, methods, kinds).
+        own: "module:dict" of further ones, each with the "module:name" that runs in place of `function`.
         positional: parameters without a flag, in order.
         extra: "module:dataclass" whose fields are further options.
         reports: the run's page, report.html, is made anew afterwards.
@@ -36,6 +37,7 @@ class Verb:
     function: str | None
     examples: tuple[str, ...]
     choices: str | None = None
+    own: str | None = None
     positional: tuple[str, ...] = ()
     extra: str | None = None
     reports: bool = False
@@ -95,8 +97,14 @@ VERBS = {
             "vesalius adapt full --backbone runs/usfm --task segmentation --data us.parquet --out runs/seg",
             "vesalius adapt ept --backbone vit:vit_base.pth --data endo.parquet --shots 5 --out runs/ept",
             "vesalius adapt vpt --backbone usfm:USFM.pth --data us.parquet --model.length 5 --out runs/vpt",
+            "vesalius adapt sam3d --base sam_vit_b_01ec64.pth --data kits.parquet --target 2 --intensity kits"
+            " --out runs/kits",
+            "vesalius adapt masam --base sam_vit_h_4b8939.pth --data btcv.parquet --precision bf16 --out runs/btcv",
+            "vesalius adapt masam --base sam_vit_b_01ec64.pth --data msd.parquet --classes 'pancreas tumor' --box"
+            " --out runs/box",
         ),
         choices="vesalius.adapt:METHODS",
+        own="vesalius.adapt:ON_SAM",
         extra="vesalius.training.loop:TrainConfig",
         reports=True,
     ),
@@ -205,8 +213,9 @@ def _dispatch(words: list[str]) -> int:
 
 def _run(name: str, verb: Verb, words: list[str]) -> int:
     first: list[str] = []
-    choices = _find(verb.choices) if verb.choices else {}
-    if verb.choices:
+    own = _find(verb.own) if verb.own else {}
+    choices = {**(_find(verb.choices) if verb.choices else {}), **own}
+    if choices:
         if not words or words[0] in ("-h", "--help"):
             print(f"usage: vesalius {name} {{{','.join(choices)}}} [options]\n\n{verb.does}\n\n{_examples(verb)}")
             print(f"\nvesalius {name} {next(iter(choices))} --help lists the options.")
@@ -214,8 +223,9 @@ def _run(name: str, verb: Verb, words: list[str]) -> int:
         if words[0] not in choices:
             raise ConfigError(f"{name} knows no {words[0]!r}", remedy=nearest(words[0], choices))
         first, words = [words[0]], words[1:]
-    function = _find(verb.function or choices[first[0]])
-    given = first if verb.function else []
+    alone = own.get(first[0]) if first else None
+    function = _find(alone or verb.function or choices[first[0]])
+    given = first if verb.function and not alone else []
     from vesalius._parser import parse  # jsonargparse: not needed for list, info and the overview
 
     keywords = parse(
@@ -246,6 +256,10 @@ def _report(result: Any) -> None:
 
 def _presets(name: str, first: list[str], words: list[str]) -> dict[str, Any] | None:
     """By preset, the settings of a pre-training system or of a method of adaptation, which become options."""
+    if name == "adapt" and first[0] in _find("vesalius.adapt:ON_SAM"):
+        presets = _find(f"vesalius.adapt.{first[0]}:PRESETS")
+        base = _find("vesalius._parser:chosen")(words, "--base", "")
+        return {**presets, "auto": presets[_find("vesalius.adapt.sam_files:preset_of")(base)]}
     if name == "adapt":
         settings = _find("vesalius.adapt.methods:settings")(first[0])
         return dict.fromkeys(("auto", *_find("vesalius.adapt.adaptation:PRESETS")), settings)

@@ -16,3 +16,9 @@ METHODS = {
     "ept": "train logits in every softmax (embedded prompt tuning)",
 }
 """Name -> what it does, for the command line; `vesalius.adapt.methods` has their parts."""
+
+ON_SAM = {
+    "masam": "vesalius.training.sam_verbs:adapt_masam",
+    "sam3d": "vesalius.training.sam_verbs:adapt_sam3d",
+}
+"""Ways to adapt Segment Anything to volumes, each with options of its own -> what runs it."""
