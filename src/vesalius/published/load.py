@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vesalius.errors import ConfigError, WeightsError, nearest
 from vesalius.files import atomic, sha256
 from vesalius.nn.encoder import Encoder
-from vesalius.published import brainsegfounder, deblurring, ept, sam, universal, usfm, vit
+from vesalius.published import brainsegfounder, deblurring, ept, sam, sam3d, universal, usfm, vit
 from vesalius.published.card import Card, Contract
 from vesalius.published.checkpoint import LoadReport, fill, read_state
 from vesalius.published.keys import Hints, Keys, Request
@@ -65,6 +65,7 @@ FAMILIES = {
         size: Family(sam.PARTS, partial(sam.network, preset=size), sam.contract, sam.LICENCE, sam.CITATION)
         for size in sam.PUBLISHED
     },
+    "sam3d": Family(sam3d.PARTS, sam3d.network, sam3d.contract, sam3d.LICENCE, sam3d.CITATION),
 }
 
 
@@ -252,7 +253,7 @@ def recognise(state: Mapping[str, Tensor]) -> list[str]:
     for system, family in FAMILIES.items():
         for part in family.parts:
             keys = Keys(state)
-            with suppress(WeightsError):
+            with suppress(WeightsError, ConfigError):  # a shape that the network cannot have is no fit either
                 family.network(keys, Request(part))
                 if not keys.left:
                     fits.append(f"{system} {part}")
