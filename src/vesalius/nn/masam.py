@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -152,7 +153,9 @@ class MaSam(nn.Module):
                 install(self.image_encoder, slot, lambda number, block: SliceAdapter(c.width, hidden))
         if self.adapters.rank:
             fact = self.fact = FacT(c.width, self.adapters)
-            install(self.image_encoder, "attn.qkv", lambda number, block: FacTLinear(block.attn.qkv, fact))
+            install(
+                self.image_encoder, "attn.qkv", lambda number, block: FacTLinear(cast(nn.Linear, block.attn.qkv), fact)
+            )
         if self.adapters.identity:
             for adapter in self.slice_adapters():
                 nn.init.zeros_(adapter.up.weight)

@@ -21,7 +21,7 @@ from vesalius.data.volumes.intensity import Window
 from vesalius.errors import WeightsError
 from vesalius.files import atomic, sha256
 from vesalius.nn.masam import MaSam, StackAdapters
-from vesalius.nn.sam import SamConfig, SamDecoderConfig
+from vesalius.nn.sam import SamConfig
 from vesalius.published import sam
 from vesalius.published.card import Card
 from vesalius.published.checkpoint import fill, read_state
@@ -103,21 +103,18 @@ def network(trained: Keys, base: Keys, request: Request) -> dict[str, Any]:
 
 def _shape(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Classes and adapters, from the shapes of what was trained."""
-    missing = [name for name in ("mask_decoder.mask_tokens.weight",) if name not in state]
-    if missing:
-        raise WeightsError(f"the key {missing[0]} is missing", remedy="give the file that MA-SAM's training wrote")
+    tokens = state.get("mask_decoder.mask_tokens.weight")
+    if tokens is None:
+        raise WeightsError("has no mask tokens", remedy="give the file that MA-SAM's training wrote")
     down = state.get("image_encoder.blocks.0.pre_attn.down.weight")
     inner = state.get("fact.u.weight")
     adapters = StackAdapters(width=0 if down is None else len(down), rank=0 if inner is None else len(inner))
-    return {"classes": len(state["mask_decoder.mask_tokens.weight"]) - 1, "adapters": asdict(adapters)}
+    return {"classes": len(tokens) - 1, "adapters": asdict(adapters)}
 
 
 def build(config: Mapping[str, Any]) -> MaSam:
     """The network of a card's architecture, with fresh weights."""
-    shape = dict(config["sam"])
-    shape["decoder"] = SamDecoderConfig(**shape["decoder"])
-    shape["global_blocks"] = tuple(shape["global_blocks"])
-    return MaSam(SamConfig(**shape), config["classes"], StackAdapters(**config["adapters"]))
+    return MaSam(SamConfig.from_dict(config["sam"]), config["classes"], StackAdapters(**config["adapters"]))
 
 
 def describe(network: MaSam) -> dict[str, Any]:

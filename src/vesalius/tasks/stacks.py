@@ -296,7 +296,7 @@ class StackSegmentation(nn.Module):
         if self.boxes != bool(boxes):
             what = "this network needs a box" if self.boxes else "this network takes no boxes"
             raise ConfigError(what, remedy="give boxes where it was trained with them, and only there")
-        within = [placed_box(box, image, contract) for box in boxes or ()]
+        within: list[Box | None] = [placed_box(box, image, contract) for box in boxes or ()]
         placed = contract.place(image)
         limits, volume = contract.limits(placed), torch.from_numpy(placed)
         found = np.zeros(placed.shape[1:], np.uint8)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from vesalius.data.masks import IGNORE
 from vesalius.evaluation.parity.common import Adapter, Outputs, tensor
 from vesalius.nn.losses import cross_entropy
 from vesalius.nn.masam import INCREMENTS, SLICES, FacT, FacTLinear, MaSam, SliceAdapter, StackAdapters
-from vesalius.nn.sam import SAM_PRESETS, SamBlock, SamConfig, SamDecoderConfig
+from vesalius.nn.sam import SAM_PRESETS, SamBlock, SamDecoderConfig
 from vesalius.nn.sam_decoder import SamMaskDecoder
 from vesalius.published.checkpoint import safe_torch_load
 from vesalius.published.fixture import Fixture
@@ -78,13 +80,13 @@ def block(fixture: Fixture, file: Path) -> Outputs:
     for number, window in ((0, 14), (2, 0)):
         part = SamBlock(c["dim"], c["num_heads"], window=window, side=window or c["img_size"] // 16)
         part.pre_attn, part.post_attn = (SliceAdapter(c["dim"], adapters.width) for _ in range(2))
-        part.attn.qkv = FacTLinear(part.attn.qkv, shared)
+        part.attn.qkv = FacTLinear(cast(nn.Linear, part.attn.qkv), shared)
         start = f"image_encoder.blocks.{number}."
         part.load_state_dict({n.removeprefix(start): v for n, v in values.items() if n and n.startswith(start)})
         for adapter in (part.pre_attn, part.post_attn):
             adapter.slices = c["slices"]
         blocks.append(part.eval())
-    qkv = blocks[0].attn.qkv
+    qkv = cast(FacTLinear, blocks[0].attn.qkv)
     return {
         "block0_window14": blocks[0](x),
         "block2_global": blocks[1](x),
@@ -117,16 +119,18 @@ def resize(fixture: Fixture, file: Path) -> Outputs:
 
 
 def sizes(fixture: Fixture, file: Path) -> Outputs:
-    """How many numbers the published network has, and of which kind."""
+    """How many numbers the published network has, and of which kind; those that train are those of the file's keys."""
     c = fixture.config
-    shape: SamConfig = SAM_PRESETS[f"sam_{c['vit_name']}"]
+    shape = SAM_PRESETS[f"sam_{c['vit_name']}"]
     with torch.device("meta"):
         net = MaSam(
-            SamConfig(**{**vars(shape), "image_size": c["img_size"]}),
+            replace(shape, image_size=c["img_size"]),
             c["num_classes"],
             StackAdapters(width=c["adapter_channels"], rank=c["rank"], scale=c["scale"]),
         )
     every = {name: value.numel() for name, value in net.named_parameters()}
+    state, published = net.adapted_state(), {our_name(key): shape for key, (shape, _) in fixture.keys.items()}
+    known = [name for name, value in state.items() if published.get(name) == list(value.shape)]
 
     def marked(marks: tuple[str, ...]) -> int:
         return sum(size for name, size in every.items() if any(mark in f".{name}" for mark in marks))
@@ -136,7 +140,7 @@ def sizes(fixture: Fixture, file: Path) -> Outputs:
         "adapter": marked(SLICES),
         "fact": marked(INCREMENTS),
         "mask_decoder": sum(size for name, size in every.items() if name.startswith("mask_decoder.")),
-        "trainable": sum(every[name] for name in net.adapted_state() if name in every),
+        "trainable": sum(every.get(name, 0) for name in known),
     }
 
 
