@@ -12,9 +12,9 @@ slices are never made; any crop, slice number, width, depth and batch; masks are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vesalius.errors import ConfigError
-from vesalius.nn.sam import SamBlock, SamViT, install
+from vesalius.nn.sam import SamBlock, SamConfig, SamViT, install
 from vesalius.nn.sam3d_heads import MLADecoder, VisualSampler
 
 LEVELS = 4
@@ -34,6 +34,7 @@ class Sam3DShape:
     """What 3DSAM-adapter builds around a SAM; the defaults are the authors' for ViT-B.
 
     Args:
+        sam: of the image encoder within; what else it says is not used.
         upsample: factor by which a crop is enlarged before it is cut into patches.
         slices: enlarged slices that become one layer of tokens.
         window: tokens of the side of the attention's windows; even blocks (from 0) are shifted by half of it.
@@ -41,7 +42,7 @@ class Sam3DShape:
         neck: channels of the maps.
         queries, sampler_layers, sampler_heads, sampler_hidden: of the sampler of clicks.
         hidden: channels of the decoder.
-        image_channels: of the volume: 1, or SAM's three.
+        in_channels: of the volume: 1, or SAM's three.
         classes: of the scores, with the background.
         prompted: take clicks; False is the automatic variant, without a sampler.
         labels, positions: of the sampler, which as published has neither.
@@ -49,6 +50,7 @@ class Sam3DShape:
         checkpointing: compute the blocks anew in the backward pass, for less memory and more time.
     """
 
+    sam: SamConfig = field(default_factory=SamConfig)
     upsample: int = 4
     slices: int = 16
     window: int = 8
@@ -59,13 +61,33 @@ class Sam3DShape:
     sampler_heads: int = 8
     sampler_hidden: int = 2048
     hidden: int = 128
-    image_channels: int = 1
+    in_channels: int = 1
     classes: int = 2
     prompted: bool = True
     labels: bool = False
     positions: bool = False
     adapters: bool = True
     checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sam.patch_size % self.upsample or self.slices % self.upsample:
+            raise ConfigError(
+                f"upsample = {self.upsample} with patches of {self.sam.patch_size} and {self.slices} slices a layer",
+                remedy="choose a divisor of both",
+            )
+        if self.sam.depth < LEVELS:
+            raise ConfigError(f"a SAM of {self.sam.depth} blocks", remedy=f"give one of at least {LEVELS}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Sam3DShape:
+        """The inverse of `dataclasses.asdict`, also after JSON."""
+        return cls(**{**values, "sam": SamConfig.from_dict(values["sam"])})
+
+    @property
+    def multiple(self) -> tuple[int, int, int]:
+        """What the sides (d, h, w) of a crop must be multiples of: a token's voxels."""
+        side = self.sam.patch_size // self.upsample
+        return self.slices // self.upsample, side, side
 
 
 class ConvAdapter(nn.Module):
@@ -99,43 +121,36 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class Sam3DEncoder(nn.Module):
-    """SAM's image encoder on volumes. It takes over the tensors of the one given, under the same names.
+    """SAM's image encoder on volumes; what it has of SAM it has under the same names.
 
     Args:
-        sam: the 2-D encoder, whose neck is not used.
-        shape: what is built around it.
+        shape: of the network.
 
     >>> from vesalius.nn.sam import SAM_PRESETS
-    >>> encoder = Sam3DEncoder(SamViT(SAM_PRESETS["sam_tiny"]), Sam3DShape(window=4, layers=8, neck=32))
+    >>> encoder = Sam3DEncoder(Sam3DShape(SAM_PRESETS["sam_tiny"], window=4, layers=8, neck=32))
     >>> [tuple(level.shape) for level in encoder(torch.zeros(1, 1, 16, 32, 48))]
     [(1, 32, 8, 12, 4), (1, 32, 8, 12, 4), (1, 32, 8, 12, 4), (1, 32, 8, 12, 4)]
     """
 
-    def __init__(self, sam: SamViT, shape: Sam3DShape):
+    def __init__(self, shape: Sam3DShape):
         super().__init__()
-        c, s = sam.config, shape
-        if c.patch_size % s.upsample or s.slices % s.upsample:
-            raise ConfigError(
-                f"upsample = {s.upsample} with patches of {c.patch_size} and {s.slices} slices a layer",
-                remedy="choose a divisor of both",
-            )
-        if c.depth < LEVELS:
-            raise ConfigError(f"a SAM of {c.depth} blocks", remedy=f"give one of at least {LEVELS}")
-        self.config, self.shape = c, s
-        self.patch_embed, self.pos_embed = sam.patch_embed, sam.pos_embed
+        s, c = shape, shape.sam
+        self.shape = shape
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(c.in_channels, c.width, c.patch_size, stride=c.patch_size)})
+        self.pos_embed = nn.Parameter(torch.zeros(1, c.grid, c.grid, c.width))
         self.depth_embed = nn.Parameter(torch.ones(1, s.layers, c.width))
         self.slice_embed = nn.Conv3d(c.width, c.width, (1, 1, s.slices), stride=(1, 1, s.slices), groups=c.width)
         self.blocks = nn.ModuleList(
-            _inflated(
-                cast(SamBlock, block),
-                s,
-                shifted=number % 2 == 0,
+            SamBlock(
+                c.width,
+                c.heads,
+                c.mlp_ratio,
+                window=s.window,
                 side=c.grid if number in c.global_blocks else c.window,
-                width=c.width,
-                heads=c.heads,
-                mlp_ratio=c.mlp_ratio,
+                shift=0 if number % 2 else s.window // 2,
+                axes=3,
             )
-            for number, block in enumerate(sam.blocks)
+            for number in range(c.depth)
         )
         if s.adapters:
             install(self, "pre_attn", lambda number, block: ConvAdapter(c.width))
@@ -149,11 +164,19 @@ class Sam3DEncoder(nn.Module):
             for _ in range(LEVELS)
         )
 
-    @property
-    def multiple(self) -> tuple[int, int, int]:
-        """What the sides (d, h, w) of a crop must be multiples of."""
-        side = self.config.patch_size // self.shape.upsample
-        return self.shape.slices // self.shape.upsample, side, side
+    def take_over(self, sam: Mapping[str, Tensor]) -> None:
+        """Start from an image encoder's tensors; each third table starts as the mean of the other two.
+
+        Args:
+            sam: of `SamViT`, whose neck is left out.
+        """
+        state = {name: tensor for name, tensor in sam.items() if not name.startswith("neck.")}
+        for number in range(len(self.blocks)):
+            name = f"blocks.{number}.attn.rel_pos_"
+            state[f"{name}d"] = (state[f"{name}h"] + state[f"{name}w"]) / 2
+        _, unexpected = self.load_state_dict(state, strict=False)
+        if unexpected:
+            raise ConfigError(f"another SAM than this network's ({unexpected[0]})", remedy="build it on that one")
 
     def forward(self, volume: Tensor) -> list[Tensor]:
         """Crops ``[B, c, D, H, W]`` -> four maps ``[B, neck, h, w, d]``.
@@ -161,11 +184,12 @@ class Sam3DEncoder(nn.Module):
         Raises:
             ConfigError: other channels, or a side that cannot be cut into patches.
         """
-        if any(side % step for side, step in zip(volume.shape[2:], self.multiple, strict=True)):
+        if any(side % step for side, step in zip(volume.shape[2:], self.shape.multiple, strict=True)):
             raise ConfigError(
-                f"a crop of {list(volume.shape[2:])} voxels", remedy=f"choose multiples of {list(self.multiple)}"
+                f"a crop of {list(volume.shape[2:])} voxels", remedy=f"choose multiples of {list(self.shape.multiple)}"
             )
-        x, maps = self.embed(volume), []
+        x = self.embed(volume)
+        maps: list[Tensor] = []
         every = len(self.blocks) / LEVELS
         for number, block in enumerate(self.blocks, start=1):
             if self.shape.checkpointing and torch.is_grad_enabled():
@@ -196,17 +220,16 @@ class Sam3DEncoder(nn.Module):
         taps = enlargement(self.shape.slices, factor).to(x)
         merge = self.slice_embed.weight.flatten(1) @ taps  # [C, taps]
         x = x.unfold(1, merge.shape[1], self.shape.slices // factor)
-        x = torch.einsum("bdchwk,ck->bhwdc", x, merge.to(x)) + self.slice_embed.bias
-        return x + self._places(x.shape[1:3]) + self._depths(x.shape[3])
+        x = torch.einsum("bdchwk,ck->bhwdc", x, merge.to(x)) + cast(Tensor, self.slice_embed.bias)
+        return x + self._places((x.shape[1], x.shape[2])) + self._depths(x.shape[3])
 
-    def _places(self, grid: Sequence[int]) -> Tensor:
+    def _places(self, grid: tuple[int, int]) -> Tensor:
         """SAM's positions on a grid ``[1, h, w, 1, C]``: means of those that fall together, or interpolated."""
         table = self.pos_embed.permute(0, 3, 1, 2)
-        larger = grid[0] > table.shape[2] or grid[1] > table.shape[3]
-        if larger:
-            table = F.interpolate(table, size=tuple(grid), mode="bilinear", align_corners=False)
+        if grid[0] > table.shape[2] or grid[1] > table.shape[3]:
+            table = F.interpolate(table, size=grid, mode="bilinear", align_corners=False)
         else:
-            table = F.adaptive_avg_pool2d(table, tuple(grid))
+            table = F.adaptive_avg_pool2d(table, grid)
         return table.permute(0, 2, 3, 1).unsqueeze(3)
 
     def _depths(self, layers: int) -> Tensor:
@@ -214,18 +237,6 @@ class Sam3DEncoder(nn.Module):
         if layers == self.depth_embed.shape[1]:
             return self.depth_embed
         return F.interpolate(self.depth_embed.transpose(1, 2), size=layers, mode="linear").transpose(1, 2)
-
-
-def _inflated(
-    block: SamBlock, shape: Sam3DShape, *, shifted: bool, side: int, width: int, heads: int, mlp_ratio: float
-) -> SamBlock:
-    """A block of an image encoder with windows along three axes, and its weights."""
-    shift = shape.window // 2 if shifted else 0
-    grown = SamBlock(width, heads, mlp_ratio, window=shape.window, side=side, shift=shift, axes=3)
-    state = block.state_dict()
-    state["attn.rel_pos_d"] = (state["attn.rel_pos_h"] + state["attn.rel_pos_w"]) / 2
-    grown.load_state_dict({**state, "attn.lr": torch.ones(())})
-    return grown
 
 
 def enlargement(count: int, factor: int) -> Tensor:
@@ -249,21 +260,20 @@ class Sam3D(nn.Module):
     """Clicks on a volume's crop to scores of its voxels.
 
     Args:
-        sam: the image encoder whose tensors it takes over.
-        shape: what is built around it.
+        config: its shape.
 
     >>> from vesalius.nn.sam import SAM_PRESETS
-    >>> shape = Sam3DShape(window=4, layers=8, neck=32, sampler_heads=4, sampler_hidden=64, hidden=16)
-    >>> network = Sam3D(SamViT(SAM_PRESETS["sam_tiny"]), shape)
+    >>> sizes = {"window": 4, "layers": 8, "neck": 32, "sampler_heads": 4, "sampler_hidden": 64, "hidden": 16}
+    >>> network = Sam3D.on(SamViT(SAM_PRESETS["sam_tiny"]), Sam3DShape(**sizes))
     >>> crops, clicks = torch.zeros(2, 1, 16, 32, 32), torch.tensor([[[4.0, 9, 20]], [[3, 0, 1]]])
     >>> network(crops, clicks, torch.ones(2, 1)).shape
     torch.Size([2, 2, 16, 32, 32])
     """
 
-    def __init__(self, sam: SamViT, shape: Sam3DShape | None = None):
+    def __init__(self, config: Sam3DShape):
         super().__init__()
-        s = self.shape = shape or Sam3DShape()
-        self.encoder = Sam3DEncoder(sam, s)
+        s = self.config = config
+        self.encoder = Sam3DEncoder(s)
         self.sampler = (
             VisualSampler(
                 s.neck,
@@ -277,7 +287,14 @@ class Sam3D(nn.Module):
             if s.prompted
             else None
         )
-        self.decoder = MLADecoder(s.neck, s.hidden, image_channels=s.image_channels, classes=s.classes)
+        self.decoder = MLADecoder(s.neck, s.hidden, in_channels=s.in_channels, classes=s.classes)
+
+    @classmethod
+    def on(cls, sam: SamViT, shape: Sam3DShape) -> Sam3D:
+        """The network on an image encoder's weights, which are copied; the rest starts anew."""
+        network = cls(replace(shape, sam=sam.config))
+        network.encoder.take_over(sam.state_dict())
+        return network
 
     def forward(self, volume: Tensor, points: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Scores of a crop.
@@ -296,17 +313,14 @@ class Sam3D(nn.Module):
         self, maps: Sequence[Tensor], volume: Tensor, points: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:
         """Scores from the encoder's maps, which serve any number of clicks on the same crop; see `forward`."""
-        if (points is None) == self.shape.prompted:
-            raise ConfigError(
-                "a network that takes clicks, and none given"
-                if self.shape.prompted
-                else "clicks for a network without",
-                remedy="see prompted of Sam3DShape",
-            )
+        if (points is None) == self.config.prompted:
+            wrong = "no clicks for a network that needs them" if points is None else "clicks for a network without them"
+            raise ConfigError(wrong, remedy="give points to a network that was built with prompted")
         *early, last = maps
         if self.sampler is not None and points is not None:
             if labels is None:
                 labels = torch.ones(points.shape[:2], dtype=torch.long, device=points.device)
             last = self.sampler(last, points, labels.long(), size=volume.shape[2:])
-        scores = self.decoder([*early, last], volume.permute(0, 1, 3, 4, 2))
+        slices_last = volume.permute(0, 1, 3, 4, 2)
+        scores = self.decoder([*early, last], slices_last, size=slices_last.shape[2:])
         return scores.permute(0, 1, 4, 2, 3)

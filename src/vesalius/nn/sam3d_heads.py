@@ -167,10 +167,10 @@ class MLADecoder(nn.Module):
     """Multi-layer aggregation: four maps of the encoder and the image itself become scores.
 
     Args:
-        width: channels of the maps.  hidden: of the decoder.  image_channels: of the image.  classes: of the scores.
+        width: channels of the maps.  hidden: of the decoder.  in_channels: of the image.  classes: of the scores.
     """
 
-    def __init__(self, width: int = 256, hidden: int = 128, *, image_channels: int = 1, classes: int = 2):
+    def __init__(self, width: int = 256, hidden: int = 128, *, in_channels: int = 1, classes: int = 2):
         super().__init__()
 
         def conv(inputs: int, outputs: int = hidden) -> nn.Conv3d:
@@ -180,22 +180,23 @@ class MLADecoder(nn.Module):
             return [conv(inputs), nn.InstanceNorm3d(hidden), nn.ReLU()]
 
         self.heads = nn.ModuleList(nn.Sequential(*normed(width), *normed(hidden)) for _ in range(4))
-        self.cls = nn.Sequential(*normed(4 * hidden + image_channels), conv(hidden, classes))
+        self.cls = nn.Sequential(*normed(4 * hidden + in_channels), conv(hidden, classes))
 
-    def forward(self, maps: Sequence[Tensor], image: Tensor) -> Tensor:
+    def forward(self, maps: Sequence[Tensor], image: Tensor, *, size: Sequence[int]) -> Tensor:
         """Scores of every voxel.
 
         Args:
             maps: four of ``[B, C, h, w, d]``, the last one with the clicks in it.
-            image: the crop ``[B, c, H, W, D]``.
+            image: the crop ``[B, c, H, W, D]``, which is read at twice the maps' size.
+            size: voxels of the scores.
 
         Returns:
-            ``[B, classes, H, W, D]``.
+            ``[B, classes, *size]``.
         """
         middle = [2 * side for side in maps[0].shape[2:]]
         up = [_resize(head(level), middle) for head, level in zip(self.heads, maps, strict=True)]
         small = F.interpolate(image, size=middle, mode="trilinear", align_corners=False)
-        return _resize(self.cls(torch.cat([*up, small], dim=1)), image.shape[2:])
+        return _resize(self.cls(torch.cat([*up, small], dim=1)), size)
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -6,7 +6,7 @@ import argparse
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,8 @@ def safe_torch_load(path: str | Path) -> Any:
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` or torch file by name.
 
-    Wrappers ({"model"}, {"state_dict"}, {"module"}, {"net"}) are opened and the prefix ``module.`` is taken off.
+    Wrappers ({"model"}, {"state_dict"}, {"module"}, {"net"}) are opened and the prefix ``module.`` is taken off. In a
+    file of several networks, dicts and lists within each other, names have a dot between (``decoder.head.weight``).
 
     Raises:
         WeightsError: unsafe, unreadable, or without tensors.
@@ -76,11 +77,26 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             break
         values = inner
     state = {k: v for k, v in values.items() if isinstance(v, Tensor)} if isinstance(values, Mapping) else {}
+    state = state or dict(_within(values, ""))
     if not state:
         raise WeightsError("holds no tensors by name", path=path, remedy="give a state dict")
     while all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return state
+
+
+def _within(values: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of nested dicts and lists, by their place."""
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(values, Mapping):
+        parts = values.items()
+    elif isinstance(values, list):
+        parts = enumerate(values)
+    for key, part in parts:
+        if isinstance(part, Tensor):
+            yield f"{name}{key}", part
+        else:
+            yield from _within(part, f"{name}{key}.")
 
 
 @dataclass(frozen=True)

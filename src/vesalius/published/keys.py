@@ -24,6 +24,7 @@ class Hints:
         blocks: whose tokens a pyramid reads [as published: 3, 5, 7, 11, or 5, 7, 11 for SegViT].
         eps: of the LayerNorms [1e-6; 1e-5 for Deblurring MIM's segmentation encoder].
         prompt_layers: blocks that hold the prompts of an EPT or VPT file [the first ones].
+        window: tokens of the side of 3DSAM-adapter's windows [8].
     """
 
     heads: int | None = None
@@ -31,6 +32,7 @@ class Hints:
     blocks: tuple[int, ...] | None = None
     eps: float | None = None
     prompt_layers: tuple[int, ...] | None = None
+    window: int | None = None
 
 
 @dataclass(frozen=True)

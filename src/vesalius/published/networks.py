@@ -18,6 +18,7 @@ from vesalius.nn.mae import MAEDecoder
 from vesalius.nn.prompts import describe_prompts, restore_prompts
 from vesalius.nn.pyramid import DownLevel, FeaturePyramid
 from vesalius.nn.sam import SamConfig, SamViT
+from vesalius.nn.sam3d import Sam3D, Sam3DShape
 from vesalius.nn.sam_decoder import Sam
 from vesalius.nn.segvit import ATMHead, Stage
 from vesalius.nn.swin_ssl import SwinSSL
@@ -149,9 +150,16 @@ ENCODERS: dict[str, Callable[[Mapping[str, Any]], Encoder]] = {
     "convvit": lambda config: ConvViT(ConvViTConfig(**config)),
     "prompted": prompted,
 }
+
+
+def _swin(config: Mapping[str, Any]) -> SwinConfig:
+    """Without what was once part of it, and says nothing about weights."""
+    return SwinConfig(**{name: value for name, value in config.items() if name != "checkpointing"})
+
+
 VOLUME_TRUNKS: dict[str, Callable[[Mapping[str, Any]], VolumeTrunk]] = {
-    "swin": lambda config: SwinEncoder(SwinConfig(**config)),
-    "swin_unetr": lambda config: SwinUNETR(SwinConfig(**config)),
+    "swin": lambda config: SwinEncoder(_swin(config)),
+    "swin_unetr": lambda config: SwinUNETR(_swin(config)),
     "unet3d": lambda config: UNet3D(UNet3DConfig(**config)),
     "nested_unet3d": lambda config: NestedUNet3D(NestedUNet3DConfig(**config)),
     "segresnet": lambda config: SegResNet(SegResNetConfig(**config)),
@@ -160,6 +168,7 @@ VOLUME_TRUNKS: dict[str, Callable[[Mapping[str, Any]], VolumeTrunk]] = {
 PROMPTABLE: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     "sam": lambda config: Sam(SamConfig.from_dict(config)),
     "sam_encoder": lambda config: SamViT(SamConfig.from_dict(config)),
+    "sam3d": lambda config: Sam3D(Sam3DShape.from_dict(config)),
 }
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "classifier": Classifier,

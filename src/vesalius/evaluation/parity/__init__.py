@@ -6,7 +6,17 @@ before works too; weights go through `vesalius.published.load.load`.
 
 from __future__ import annotations
 
-from vesalius.evaluation.parity import brainsegfounder, deblurring, ept, masam, universal, usfm, vit
+from vesalius.evaluation.parity import (
+    abdomenatlas,
+    brainsegfounder,
+    deblurring,
+    ept,
+    masam,
+    sam3d,
+    universal,
+    usfm,
+    vit,
+)
 from vesalius.evaluation.parity.common import Adapter
 
 FAMILIES: dict[str, Adapter] = (
@@ -17,5 +27,7 @@ FAMILIES: dict[str, Adapter] = (
     | brainsegfounder.FAMILIES
     | universal.FAMILIES
     | masam.FAMILIES
+    | sam3d.FAMILIES
+    | abdomenatlas.FAMILIES
 )
 """Fixture names without their last ``_a`` or ``_b`` -> adapter."""
