@@ -39,7 +39,7 @@ def dataset_labels(fixture: Fixture, file: Path) -> Outputs:
     outputs: dict[str, Any] = {}
     for key, case in fixture.config.items():
         masks, labelled = dataset_of(case["name"]).channels(fixture.inputs[f"raw_{key}"], NAMES)
-        outputs |= {f"bits_{key}": _bits(masks), f"known_{key}": _bits(labelled)}
+        outputs |= {f"bits_{key}": bits_of(masks), f"known_{key}": bits_of(labelled)}
     return outputs
 
 
@@ -85,7 +85,7 @@ def postprocess(fixture: Fixture, file: Path) -> Outputs:
     outputs: dict[str, Any] = {}
     for rules in ("universal", "atlas"):
         cleaned = clean(masks, rules=rules)
-        outputs |= {rules: _bits(cleaned), f"{rules}_count": cleaned.sum((1, 2, 3))}
+        outputs |= {rules: bits_of(cleaned), f"{rules}_count": cleaned.sum((1, 2, 3))}
     return outputs
 
 
@@ -119,7 +119,7 @@ def _ramp(patch: Tensor) -> Tensor:
     return torch.cat([patch * ramp, patch + ramp], dim=1)
 
 
-def _bits(masks: np.ndarray) -> np.ndarray:
+def bits_of(masks: np.ndarray) -> np.ndarray:
     """Masks ``[K, ...]`` -> ``[...]`` uint32, bit k for the k-th."""
     powers = (1 << np.arange(len(masks), dtype=np.uint64)).reshape(-1, *[1] * (masks.ndim - 1))
     return np.asarray((masks * powers).sum(0), dtype=np.uint32)
@@ -131,7 +131,6 @@ FAMILIES: dict[str, Adapter] = {
     "universal_csheads": network,
     "universal_unetpp": network,
     "universal_dints": network,
-    "abdomenatlas_segresnet": network,
     "universal_head": head,
     "universal_labels": dataset_labels,
     "universal_loss": loss,
