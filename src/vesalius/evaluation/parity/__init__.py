@@ -12,6 +12,7 @@ from vesalius.evaluation.parity import (
     deblurring,
     ept,
     masam,
+    sam,
     sam3d,
     universal,
     usfm,
@@ -27,6 +28,7 @@ FAMILIES: dict[str, Adapter] = (
     | brainsegfounder.FAMILIES
     | universal.FAMILIES
     | masam.FAMILIES
+    | sam.FAMILIES
     | sam3d.FAMILIES
     | abdomenatlas.FAMILIES
 )
