@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vesalius.nn.checkpointing import recompute
 from vesalius.pretrain.brainsegfounder import PRESETS, BrainSegFounder, BrainSegFounderConfig, views
 
 from measure import compare_steps
@@ -96,9 +97,11 @@ def sides(config: BrainSegFounderConfig, crops: int) -> dict[str, Callable[[], C
     """What builds each side."""
     image = torch.rand((crops, len(config.channels), *config.crop), generator=torch.Generator().manual_seed(0))
 
-    def ours(c: BrainSegFounderConfig) -> Callable[[], None]:
-        module, generator = BrainSegFounder(c), torch.Generator().manual_seed(1)
-        return step(module, lambda: module.loss(views(image, c, generator=generator))["loss"])
+    def ours(*, checkpointing: bool) -> Callable[[], None]:
+        module, generator = BrainSegFounder(config), torch.Generator().manual_seed(1)
+        if checkpointing:
+            recompute(module)
+        return step(module, lambda: module.loss(views(image, config, generator=generator))["loss"])
 
     def plain() -> Callable[[], None]:
         module = BrainSegFounder(config)
@@ -106,9 +109,9 @@ def sides(config: BrainSegFounderConfig, crops: int) -> dict[str, Callable[[], C
         return step(module, lambda: published_loss(module, image))
 
     return {
-        "SSL": lambda: ours(config),
+        "SSL": lambda: ours(checkpointing=False),
         "published": plain,
-        "checkpointed": lambda: ours(replace(config, checkpointing=True)),
+        "checkpointed": lambda: ours(checkpointing=True),
     }
 
 

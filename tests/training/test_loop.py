@@ -13,19 +13,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.utilities import device_parser
+from lightning.pytorch.accelerators import CUDAAccelerator
+from lightning.pytorch.strategies import FSDPStrategy
 
 from vesalius.errors import ConfigError, VesaliusError
 from vesalius.training.callbacks import AtomicCheckpoints, read_metrics
-from vesalius.training.loop import TrainConfig, fit, load_best
+from vesalius.training.loop import TrainConfig, _trainer, fit, load_best
 
 sys.path.insert(0, str(Path(__file__).parent))
+import toy_volumes
 from toy import Points, Toy
 
 CONFIG = {"steps": 24, "batch_size": 4, "save_every": 6, "val_every": 8, "log_every": 3, "accumulate": 2, "ema": 0.9}
 
 
-def start(out: Path, *options: str, config: dict | None = None) -> subprocess.Popen:
-    command = [sys.executable, str(Path(__file__).parent / "toy.py"), str(out), *options]
+def start(out: Path, *options: str, config: dict | None = None, script: str = "toy.py") -> subprocess.Popen:
+    command = [sys.executable, str(Path(__file__).parent / script), str(out), *options]
     command += ["--config", json.dumps(config or CONFIG)]
     source = str(Path(__file__).parents[2] / "src")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source}
@@ -103,6 +107,29 @@ def test_two_processes_see_and_learn_what_one_with_twice_the_batch_does(tmp_path
     ]
     assert len(losses[0]) == 8
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_two_processes_give_a_volume_system_the_gradient_of_one_with_twice_the_batch(tmp_path: Path):
+    config = {"batch_size": 2, "devices": 2, "strategy": "ddp", "checkpointing": True}
+    finish(start(tmp_path / "two.pt", config=config, script="toy_volumes.py"))
+    toy_volumes.train(tmp_path / "one.pt", {"batch_size": 4})
+    one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    largest = max(float(gradient.abs().max()) for gradient in one.values())
+    for name in one:  # although the processes' cases are annotated for different classes
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6 * largest)
+
+
+def test_fsdp_is_built_where_there_is_a_gpu_and_refused_elsewhere(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ConfigError, match="strategy = fsdp without a GPU; use ddp"):
+        train(None, strategy="fsdp")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: True))
+    monkeypatch.setattr(device_parser, "_get_all_available_gpus", lambda **kinds: [0])
+    config = TrainConfig(steps=1, batch_size=1, strategy="fsdp", accelerator="gpu", precision="bf16")
+    built = _trainer(config, [], validate=False)
+    assert isinstance(built.strategy, FSDPStrategy)
+    assert isinstance(built.strategy.checkpoint_io, AtomicCheckpoints)
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path):

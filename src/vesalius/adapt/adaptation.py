@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from vesalius.adapt.networks import trained
 from vesalius.data.contract import InputContract
 from vesalius.data.datasets import EvalView, TrainView
 from vesalius.nn.encoder import Encoder
-from vesalius.nn.optim import adamw, warmup_cosine
+from vesalius.nn.optim import Clipped, adamw, warmup_cosine
 from vesalius.tasks.validation import ValidationScores
 
 FIELDS = {"classification": "label", "segmentation": "mask", "enhancement": "target"}
@@ -125,7 +124,7 @@ def for_fine_tuning(encoder: Encoder, drop_path: float) -> Encoder:
     return tuned
 
 
-class Adaptation(L.LightningModule):
+class Adaptation(Clipped):
     """How one labelled batch becomes a loss.
 
     Args:
@@ -238,13 +237,3 @@ class Adaptation(L.LightningModule):
         rate = self.config.lr if self.config.inner_lr is None else self.config.inner_lr
         groups = [{"params": head, "lr": self.config.lr}, {"params": inside, "lr": rate}]
         return [group for group in groups if group["params"]]
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip at the configuration's norm unless the loop was given another."""
-        if norm := gradient_clip_val or self.config.grad_clip:
-            self.clip_gradients(optimizer, norm, gradient_clip_algorithm or "norm")

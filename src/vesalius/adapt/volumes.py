@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import lightning as L
 import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from torch.utils.data import default_collate
 from vesalius.data.masks import IGNORE
 from vesalius.data.volumes.contract import VolumeContract
 from vesalius.data.volumes.dataset import PatchView, WholeView
-from vesalius.nn.optim import linear_warmup_cosine
+from vesalius.nn.optim import Clipped, linear_warmup_cosine
 from vesalius.nn.swin_unetr import SwinEncoder, SwinUNETR
 from vesalius.nn.volumes import VolumeTrunk
 from vesalius.tasks.volume_dice import VolumeDice
@@ -87,7 +86,7 @@ def freeze(task: VolumeSegmentation, trunk: VolumeTrunk) -> nn.Module:
     return frozen.requires_grad_(False)
 
 
-class VolumeAdaptation(L.LightningModule):
+class VolumeAdaptation(Clipped):
     """How a batch of patches becomes a loss, and whole volumes a score.
 
     Args:
@@ -174,16 +173,6 @@ class VolumeAdaptation(L.LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip at the configuration's norm unless the loop was given another."""
-        if norm := gradient_clip_val or self.config.grad_clip:
-            self.clip_gradients(optimizer, norm, gradient_clip_algorithm or "norm")
 
 
 def patches_of(contract: VolumeContract, crop: tuple[int, int, int] | None) -> VolumeContract:

@@ -10,8 +10,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from lightning import LightningModule
 from torch import nn
-from torch.optim import AdamW
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from vesalius.nn.encoder import Encoder
@@ -147,3 +149,24 @@ def adamw(
     optimizer = AdamW(groups, lr=lr, betas=betas, eps=eps)
     scheduler = LambdaLR(optimizer, lambda step: schedule(step) / lr)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class Clipped(LightningModule):
+    """A module whose gradients are clipped at the norm ``config.grad_clip``, where that is not 0."""
+
+    config: Any
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip at the configuration's norm unless the loop was given another."""
+        if not (norm := gradient_clip_val or self.config.grad_clip):
+            return
+        sharded = self.trainer.strategy.model
+        if isinstance(sharded, FullyShardedDataParallel):  # no process has a whole gradient
+            sharded.clip_grad_norm_(norm)
+        else:
+            self.clip_gradients(optimizer, norm, gradient_clip_algorithm or "norm")

@@ -45,7 +45,6 @@ class SwinConfig:
         window: side of the attention windows, in tokens.
         merging: "repaired" joins all eight neighbours; "legacy" is for weights from MONAI <= 1.4.
         dropout, drop_path: rates.
-        checkpointing: recompute activations in the backward pass: less memory, more time.
     """
 
     in_channels: int = 1
@@ -56,7 +55,6 @@ class SwinConfig:
     merging: Literal["repaired", "legacy"] = "repaired"
     dropout: float = 0.0
     drop_path: float = 0.0
-    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "depths", tuple(self.depths))  # a card's JSON has lists
@@ -92,7 +90,6 @@ class SwinEncoder(VolumeTrunk):
             num_heads=config.heads,
             drop_rate=config.dropout,
             drop_path_rate=config.drop_path,
-            use_checkpoint=config.checkpointing,
             downsample=LegacyPatchMerging if config.merging == "legacy" else PatchMerging,
         )
         for module in self.swin.modules():

@@ -32,7 +32,7 @@ from vesalius.data.volumes.contract import VolumeContract
 from vesalius.data.volumes.dataset import PatchView, VolumeDataset
 from vesalius.data.volumes.intensity import Percentiles
 from vesalius.errors import ConfigError
-from vesalius.nn.optim import adamw, warmup_cosine
+from vesalius.nn.optim import Clipped, adamw, warmup_cosine
 from vesalius.nn.swin_ssl import ROTATIONS, SSLOutputs, SwinSSL
 from vesalius.nn.swin_unetr import SwinConfig, SwinEncoder
 from vesalius.pretrain.volumes import Plan, VolumePretraining
@@ -57,7 +57,6 @@ class BrainSegFounderConfig:
         width, depths, heads, window: of the Swin encoder.
         merging: "repaired"; "legacy" only to go on from published weights.
         drop_path: stochastic depth at the last block.
-        checkpointing: recompute activations in the backward pass.
         noise_share: the boxes of one pass hold at most this share of the crop's volume, overlaps counted twice.
         box_low, box_high: edges of a box, as shares of the crop's.
         temperature: of the contrastive loss.
@@ -78,7 +77,6 @@ class BrainSegFounderConfig:
     window: int = 7
     merging: Literal["repaired", "legacy"] = "repaired"
     drop_path: float = 0.0
-    checkpointing: bool = False
     noise_share: float = 0.3
     box_low: float = 0.05
     box_high: float = 0.25
@@ -110,7 +108,6 @@ class BrainSegFounderConfig:
             window=self.window,
             merging=self.merging,
             drop_path=self.drop_path,
-            checkpointing=self.checkpointing,
         )
 
     @property
@@ -287,7 +284,7 @@ def learning_rate(step: float, config: BrainSegFounderConfig) -> float:
     return warmup_cosine(step, total=config.steps, warmup=config.warmup, lr=config.lr)
 
 
-class BrainSegFounder(VolumePretraining):
+class BrainSegFounder(Clipped, VolumePretraining):
     """Pre-training: an encoder with three heads, and how crops of a few scans become a loss.
 
     Stage 1 and 2 differ in data, channels and schedule (`STAGES`), not in what is computed.
@@ -361,12 +358,3 @@ class BrainSegFounder(VolumePretraining):
             return learning_rate(step * c.steps / self.total_steps, c)
 
         return adamw(self, lr=c.lr, schedule=schedule, weight_decay=c.weight_decay)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip at the configuration's norm unless the loop was given another."""
-        self.clip_gradients(optimizer, gradient_clip_val or self.config.grad_clip, gradient_clip_algorithm or "norm")

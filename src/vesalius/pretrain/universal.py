@@ -234,6 +234,16 @@ def score_case(
     dice.update((scores[0] > 0) & (mask != IGNORE), members[:, rows][mask.long()].movedim(-1, 0), rows)
 
 
+def _share(labelled: Tensor) -> Tensor | float:
+    """Weight of a process's mean over its labelled pairs, with which the mean over processes is that over all pairs."""
+    if not torch.distributed.is_initialized():
+        return 1.0
+    pairs = labelled.sum().float()
+    total = pairs.clone()
+    torch.distributed.all_reduce(total)
+    return pairs * torch.distributed.get_world_size() / total.clamp(min=1)
+
+
 def learning_rate(epoch: float, config: UniversalConfig) -> float:
     """In force during an epoch: the published trainer steps its schedule before it."""
     return linear_warmup_cosine(epoch + 1, total=config.epochs, warmup=config.warmup, lr=config.lr)
@@ -376,7 +386,8 @@ class Universal(VolumePretraining):
         # Voxels that nobody judged: there the network is right whatever it says, without a gradient.
         ignored = (batch["mask"] == IGNORE).unsqueeze(1)
         logits, target = torch.where(ignored, -1e4, logits), target.masked_fill(ignored, 0)
-        total, entropy, dice = partial_loss(logits, target, labelled, per_slice=self.config.per_slice)
+        terms = torch.stack(partial_loss(logits, target, labelled, per_slice=self.config.per_slice))
+        total, entropy, dice = terms * _share(labelled)
         return {"loss": total, "cross_entropy": entropy, "dice_loss": dice}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -401,7 +412,7 @@ class Universal(VolumePretraining):
         each = {f"val/dice {name}": score.float() for name, score in zip(self.classes, scores, strict=True)}
         self.log_dict({name: score for name, score in each.items() if not score.isnan()})
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW by `learning_rate`, whose epochs are stretched to `total_steps`; biases and norms do not decay."""
         c = self.config
 

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ from vesalius.data.contract import IMAGENET_MEAN, IMAGENET_STD, InputContract
 from vesalius.data.sampling import organ_weights
 from vesalius.errors import ConfigError
 from vesalius.nn.masking import Rings, band_stopped, block_mask, mean_padded, pixel_mask
-from vesalius.nn.optim import adamw, warmup_cosine, warmup_step
+from vesalius.nn.optim import Clipped, adamw, warmup_cosine, warmup_step
 from vesalius.nn.vit import ViT, ViTConfig
 
 SYSTEM = "usfm"
@@ -185,7 +184,7 @@ def dual_loss(
     return spatial + frequency_weight * spectral, spatial, spectral
 
 
-class USFM(L.LightningModule):
+class USFM(Clipped):
     """Pre-training: the encoder, a 1x1 convolution with pixel shuffle, and how one batch becomes a loss.
 
     The decoder's keys are those of SimMIM's files (``decoder.0.weight``).
@@ -279,7 +278,7 @@ class USFM(L.LightningModule):
         }
         return {name: self.contract.denormalise(value).clamp(0, 1) for name, value in shown.items()}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW with warm-up, for `total_steps` steps."""
         c = self.config
         shape = warmup_step if c.schedule == "step" else warmup_cosine
@@ -289,12 +288,3 @@ class USFM(L.LightningModule):
             return shape(step, total=self.total_steps, warmup=warmup, lr=c.lr, warmup_lr=c.warmup_lr)
 
         return adamw(self, lr=c.lr, schedule=schedule, weight_decay=c.weight_decay, betas=c.betas)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip at the paper's norm unless the loop was given another."""
-        self.clip_gradients(optimizer, gradient_clip_val or self.config.grad_clip, gradient_clip_algorithm or "norm")

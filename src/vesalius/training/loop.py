@@ -23,6 +23,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import default_collate
 
 from vesalius.errors import ConfigError, VesaliusError
+from vesalius.nn.checkpointing import recompute
 from vesalius.training.callbacks import AtomicCheckpoints, Bar, Checkpoints, Curve, Steps, read_metrics
 from vesalius.training.loading import Batches, Samples
 from vesalius.training.runs import RunFolder, is_first_process, open_run
@@ -51,6 +52,7 @@ class TrainConfig:
         val_every: steps between validations; None = a tenth of the training.
         log_every: steps between rows of metrics.csv.
         grad_clip: largest norm of the gradient; None = as it is.
+        checkpointing: compute what happens within the trunk's blocks anew in the backward pass: less memory, more time.
         deterministic: refuse fast but order-dependent GPU kernels where there is another (a CPU needs none of it).
     """
 
@@ -71,6 +73,7 @@ class TrainConfig:
     val_every: int | None = None
     log_every: int = 10
     grad_clip: float | None = None
+    checkpointing: bool = False
     deterministic: bool = False
 
     def __post_init__(self) -> None:
@@ -154,6 +157,8 @@ def fit(
         deep = any(parameter.ndim == 5 for parameter in module.parameters())
         order = torch.channels_last_3d if deep else torch.channels_last
         module.to(memory_format=order)  # type: ignore[call-overload]
+    if config.checkpointing:
+        recompute(module)
     if config.compile:
         for child in module.children():
             child.compile()
@@ -183,6 +188,8 @@ def _trainer(config: TrainConfig, callbacks: list[Callback], *, validate: bool) 
     many = config.devices * config.nodes > 1
     strategy = "ddp" if config.strategy == "auto" and many else config.strategy
     val_every = config.val_every or max(1, config.steps // 10)
+    if strategy.startswith("fsdp") and (config.accelerator == "cpu" or not torch.cuda.is_available()):
+        raise ConfigError(f"strategy = {strategy} without a GPU", remedy="use ddp")
     return Trainer(
         accelerator=config.accelerator,
         devices=config.devices,

@@ -28,7 +28,7 @@ from vesalius.errors import VesaliusError
 from vesalius.files import output_folder, write_text
 
 # What may differ between a run and its continuation, because it does not change the weights.
-FREE = frozenset({"workers", "save_every", "log_every", "data"})
+FREE = frozenset({"workers", "save_every", "save_minutes", "log_every", "checkpointing", "data"})
 PACKAGES = ("vesalius", "torch", "lightning", "timm", "numpy", "torchvision", "pydicom", "polars")
 
 
