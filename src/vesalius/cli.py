@@ -7,9 +7,10 @@ the user can act on is one line on stderr and exit code 2.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,20 @@ VERBS = {
         ("vesalius verify tests/parity/usfm_*.json.gz", "vesalius verify usfm_cls_a.json.gz --save out/ --json"),
         positional=("fixtures",),
     ),
+    "curate": Verb(
+        "make a dataset of unlabelled volumes: models propose, people correct what matters",
+        None,
+        (
+            "vesalius curate atlas init atlas/ --volumes cts/ --classes classes.yaml --predictors a.yaml b.yaml c.yaml",
+            "vesalius curate atlas step atlas/ --workers 4",
+            "vesalius curate atlas status atlas/",
+            "vesalius curate atlas import atlas/ edited/ --who KB",
+            "vesalius curate atlas next atlas/",
+            "vesalius curate atlas assemble atlas/ --out dataset/",
+        ),
+        choices="vesalius.curate:CURATIONS",
+        positional=("atlas", "files"),
+    ),
     "claim": Verb(
         "run a paper's claim with all its controls, over seeds",
         "vesalius.claims:claim",
@@ -215,16 +230,20 @@ def _run(name: str, verb: Verb, words: list[str]) -> int:
     first: list[str] = []
     own = _find(verb.own) if verb.own else {}
     choices = {**(_find(verb.choices) if verb.choices else {}), **own}
-    if choices:
+    place: Any = verb.function
+    while choices:
+        asked = " ".join([name, *first])
         if not words or words[0] in ("-h", "--help"):
-            print(f"usage: vesalius {name} {{{','.join(choices)}}} [options]\n\n{verb.does}\n\n{_examples(verb)}")
-            print(f"\nvesalius {name} {next(iter(choices))} --help lists the options.")
+            print(f"usage: vesalius {asked} {{{','.join(choices)}}} [options]\n\n{verb.does}\n\n{_examples(verb)}")
+            print(f"\nvesalius {asked} {next(iter(choices))} --help lists the options.")
             return 0 if words else 2
         if words[0] not in choices:
-            raise ConfigError(f"{name} knows no {words[0]!r}", remedy=nearest(words[0], choices))
-        first, words = [words[0]], words[1:]
+            raise ConfigError(f"{asked} knows no {words[0]!r}", remedy=nearest(words[0], choices))
+        chosen, first, words = choices[words[0]], [*first, words[0]], words[1:]
+        nested = isinstance(chosen, Mapping)  # curate atlas step
+        place, choices = verb.function or chosen, chosen if nested else {}
     alone = own.get(first[0]) if first else None
-    function = _find(alone or verb.function or choices[first[0]])
+    function = _find(alone or place)
     given = first if verb.function and not alone else []
     from vesalius._parser import parse  # jsonargparse: not needed for list, info and the overview
 
@@ -233,7 +252,7 @@ def _run(name: str, verb: Verb, words: list[str]) -> int:
         prog=" ".join(["vesalius", name, *first]),
         words=words,
         given=given,
-        positional=verb.positional,
+        positional=[one for one in verb.positional if one in signature(function).parameters],
         presets=_presets(name, first, words),
         extra=_find(verb.extra) if verb.extra else None,
         epilog=_examples(verb),

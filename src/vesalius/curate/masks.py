@@ -70,8 +70,13 @@ def read_labels(path: Path, image: Image) -> tuple[NDArray[Any], tuple[str, ...]
 
 def write_values(values: NDArray[Any], image: Image, path: Path) -> Path:
     """Write ``[D, H, W]``, a mask or values of 0 to 255, where the image lies; nothing else of its file is copied."""
+    return write_volume(values.astype(np.uint8), image, path)
+
+
+def write_volume(values: NDArray[Any], image: Image, path: Path) -> Path:
+    """Write ``[D, H, W]`` of a type that NIfTI holds, where the image lies; nothing else of its file is copied."""
     affine = None if image.affine is None else RAS_TO_LPS @ image.affine
-    volume = nibabel.Nifti1Image(values.astype(np.uint8).T, affine)
+    volume = nibabel.Nifti1Image(values.T, affine)
     if affine is not None:
         volume.set_sform(affine, 1)
         volume.set_qform(affine, 1)

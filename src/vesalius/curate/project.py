@@ -166,6 +166,20 @@ class Atlas:
         """The volume ``[C, D, H, W]``."""
         return case_of(self.row(case))
 
+    def only(self, case: str) -> Atlas:
+        """The project as if it had this case alone: what a worker needs, and small."""
+        one = replace(self)
+        vars(one)["_rows"] = {case: self.row(case)}
+        return one
+
+    def annotated(self, case: str) -> list[str]:
+        """The classes and pairs that the case's dataset has drawn: `vesalius.data.class_tables.ClassTable.sources`."""
+        row = self.row(case)
+        if row["mask"] is None:
+            return []
+        found = (self.classes.resolve(name, dataset=row["dataset"]) for name in row["annotated"])
+        return [name for name in found if name]
+
     def _structure(self, structure: str) -> str:
         if structure not in self.classes.names:
             raise ConfigError(f"no structure {structure!r}", remedy=nearest(structure, self.classes.names))
@@ -178,6 +192,11 @@ class Atlas:
         self.row(case)
         return self.path / "predictions" / predictor / case
 
+    def done(self, predictor: str, case: str) -> dict[str, Any]:
+        """What a predictor's ``done.json`` says of a case; nothing while its files are not whole."""
+        path = self.prediction(predictor, case) / DONE
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
     def proposals(self, case: str, structure: str) -> dict[str, Path]:
         """The files with what is proposed for a structure, ``average`` first if it was made, then by predictor.
 
@@ -187,11 +206,10 @@ class Atlas:
         if path := self.map_path(case, AVERAGE, structure):
             found[AVERAGE] = path
         for name in self.predictors:
-            folder = self.prediction(name, case)
-            if (folder / DONE).is_file():
-                done = json.loads((folder / DONE).read_text(encoding="utf-8"))
-                if structure in done["structures"]:
-                    found[name] = folder / (LABELS if done["exclusive"] else f"{structure}.nii.gz")
+            done = self.done(name, case)
+            if structure in done.get("structures", ()):
+                file = LABELS if done["exclusive"] else f"{structure}.nii.gz"
+                found[name] = self.prediction(name, case) / file
         return found
 
     def proposal(self, case: str, structure: str, source: str = AVERAGE) -> NDArray[np.bool_]:
@@ -253,6 +271,12 @@ class Atlas:
         folder = self._review_folder(case, structure)
         records = sorted(folder.glob("[0-9][0-9][0-9][0-9].json")) if folder.is_dir() else []
         return [Review(**json.loads(path.read_text(encoding="utf-8"))) for path in records]
+
+    def all_reviews(self) -> list[Review]:
+        """Those of all cases and structures, by time."""
+        folders = sorted(self.path.glob("reviews/*/*/"))
+        known = [(one.parent.name, one.name) for one in folders if one.parent.name in self._rows]
+        return sorted((one for place in known for one in self.reviews(*place)), key=lambda one: one.when)
 
     def newest(self, case: str, structure: str) -> Review | None:
         """The last review, None where there is none."""
