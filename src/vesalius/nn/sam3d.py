@@ -19,7 +19,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from vesalius.errors import ConfigError
 from vesalius.nn.sam import SamBlock, SamConfig, SamViT, install
@@ -47,7 +46,6 @@ class Sam3DShape:
         prompted: take clicks; False is the automatic variant, without a sampler.
         labels, positions: of the sampler, which as published has neither.
         adapters: have the convolutional adapters.
-        checkpointing: compute the blocks anew in the backward pass, for less memory and more time.
     """
 
     sam: SamConfig = field(default_factory=SamConfig)
@@ -67,7 +65,6 @@ class Sam3DShape:
     labels: bool = False
     positions: bool = False
     adapters: bool = True
-    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.sam.patch_size % self.upsample or self.slices % self.upsample:
@@ -192,10 +189,7 @@ class Sam3DEncoder(nn.Module):
         maps: list[Tensor] = []
         every = len(self.blocks) / LEVELS
         for number, block in enumerate(self.blocks, start=1):
-            if self.shape.checkpointing and torch.is_grad_enabled():
-                x = cast(Tensor, checkpoint(block, x, use_reentrant=False))
-            else:
-                x = block(x)
+            x = block(x)
             if number == round(every * (len(maps) + 1)):
                 maps.append(self.neck_3d[len(maps)](x.movedim(-1, 1)))
         return maps

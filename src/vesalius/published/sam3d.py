@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vesalius.data.volumes.contract import VolumeContract
 from vesalius.data.volumes.intensity import ClipZScore
-from vesalius.errors import ConfigError
+from vesalius.errors import ConfigError, WeightsError
 from vesalius.nn.sam import SamConfig, shift_mask
 from vesalius.nn.sam3d import Sam3D, Sam3DShape
 from vesalius.published.keys import Keys, Request
@@ -26,7 +26,7 @@ CITATION = (
     "Gong et al., 3DSAM-adapter: Holistic adaptation of SAM from 2D to 3D for promptable tumor segmentation, Medical "
     "Image Analysis 98:103324, 2024, doi:10.1016/j.media.2024.103324"
 )
-PARTS = ("segmentation",)
+PARTS = ("segmentation", "automatic")
 ENCODER, SAMPLER, DECODER = "encoder_dict.", "feature_dict.3.", "decoder_dict."
 INTENSITIES = {
     "kits": ClipZScore(-54, 247, 59.53867, 55.457336),
@@ -42,23 +42,28 @@ BUILT_FOR = 512
 """Voxels to which either crop is enlarged."""
 
 
-def contract(part: str, channels: int, *, name: str = "kits", crop: int = CROP) -> VolumeContract:
+def contract(part: str, channels: int, *, name: str = "kits") -> VolumeContract:
     """The volumes that the authors' networks read: CT of 1 mm, slices first.
 
     The file does not say which set it was trained on; unless told otherwise it is taken to be KiTS.
 
     Args:
-        part, channels: of the network; there is one part, and it reads CT.
+        part: one of `PARTS`.
+        channels: of the network: one.
         name: of `INTENSITIES`.
-        crop: voxels of a side.
     """
+    side = AUTOMATIC_CROP if part == "automatic" else CROP
     return VolumeContract(
-        ("CT",), spacing=(1.0, 1.0, 1.0), orientation="SPL", intensity=INTENSITIES[name], roi=(crop,) * 3
+        ("CT",), spacing=(1.0, 1.0, 1.0), orientation="SPL", intensity=INTENSITIES[name], roi=(side, side, side)
     )
 
 
 def network(keys: Keys, request: Request) -> dict[str, Any]:
-    """Move the keys, and return the architecture."""
+    """Move the keys for one of `PARTS`, and return the architecture.
+
+    Raises:
+        WeightsError: another layout, or the variant of the other part.
+    """
     keys.drop(r"(encoder|feature|decoder)_opt\..*", "optimiser's state")
     keys.drop(r".*\.attn_mask", "a constant, made from the grid")
     keys.drop(r"feature_dict\.[0-2]\..*", "a prompt encoder that the authors' code never calls")
@@ -70,6 +75,8 @@ def network(keys: Keys, request: Request) -> dict[str, Any]:
     windows = [(length + 1) // 2 for length, _ in tables]
     neck, image = keys.shape(f"{ENCODER}neck_3d.0.0.weight")[0], keys.shape(f"{DECODER}cls.0.weight")
     hidden, prompted = image[0], f"{SAMPLER}transformer.layers.0.global_query" in keys
+    if prompted == (request.part == "automatic"):
+        raise WeightsError("has prompt encoders" if prompted else "has no prompt encoder, which the clicks go to")
     sam = SamConfig(
         image_size=rows * patch,
         patch_size=patch,
