@@ -6,7 +6,7 @@ import inspect
 import re
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -185,4 +185,12 @@ def chosen(words: Sequence[str], flag: str, default: str) -> str:
 def _changes(values: Any, preset: Any) -> dict[str, Any]:
     """Only what differs from the preset, so that a run records what the user chose."""
     given = values if isinstance(values, dict) else values.as_dict()
-    return {key: value for key, value in given.items() if value != getattr(preset, key)}
+    changes = {}
+    for key, value in given.items():
+        current = getattr(preset, key)
+        if is_dataclass(current) and value is not None:
+            if inner := _changes(value, current):
+                changes[key] = inner
+        elif value != current:
+            changes[key] = value
+    return changes

@@ -16,16 +16,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vesalius.adapt.sam_shapes import STEPS, pretrain_shapes
 from vesalius.errors import ConfigError, WeightsError, nearest
 from vesalius.files import atomic, sha256
 from vesalius.nn.masam import MaSam, StackAdapters
 from vesalius.nn.sam import SAM_PRESETS, SamConfig
+from vesalius.nn.sam3d import Sam3D, Sam3DShape
 from vesalius.nn.sam_decoder import Sam
 from vesalius.published import sam as published
 from vesalius.published.card import Card
 from vesalius.published.checkpoint import read_state
 from vesalius.published.load import CARD, WEIGHTS, load, load_weights, save_weights
-from vesalius.tasks import task as task_class
+from vesalius.tasks.prompted_volumes import PromptedVolumeSegmentation
 from vesalius.tasks.stacks import StackSegmentation
 
 FRESH = ("random", "shapes")
@@ -64,9 +66,7 @@ class SamBase:
         return _load(Path(spec))[0]
 
 
-def open_base(
-    spec: str, *, beside: Path, seed: int = 0, progress: bool = True
-) -> tuple[Sam, Card, SamBase | None]:
+def open_base(spec: str, *, beside: Path, seed: int = 0, progress: bool = True) -> tuple[Sam, Card, SamBase | None]:
     """A SAM, its card, and how it is found again (None for random weights).
 
     Args:
@@ -98,8 +98,6 @@ def open_base(
             sam = Sam(SAM_PRESETS[name])
         if kind == "random":
             return sam.eval(), _card(sam, "random weights"), None
-        from vesalius.adapt.sam_shapes import STEPS, pretrain_shapes
-
         pretrain_shapes(sam, seed=seed, progress=progress)
         save_weights(sam, kept, _card(sam, f"trained {STEPS} steps on random shapes, seed {seed}"))
     return open_base(str(kept), beside=beside)
@@ -126,7 +124,17 @@ def stack_segmentation(sam: Sam, config: Mapping[str, Any]) -> StackSegmentation
     return StackSegmentation(network, **options)
 
 
-BUILD: dict[str, Callable[[Sam, Mapping[str, Any]], Any]] = {StackSegmentation.NAME: stack_segmentation}
+def click_segmentation(sam: Sam, config: Mapping[str, Any]) -> PromptedVolumeSegmentation:
+    """3DSAM-adapter on a base; `config` is that of the task, with ``network``."""
+    options = dict(config)
+    network = Sam3D.on(sam.image_encoder, Sam3DShape.from_dict(options.pop("network")))
+    return PromptedVolumeSegmentation(network, **options)
+
+
+BUILD: dict[str, Callable[[Sam, Mapping[str, Any]], Any]] = {
+    StackSegmentation.NAME: stack_segmentation,
+    PromptedVolumeSegmentation.NAME: click_segmentation,
+}
 """A task's name -> the task on a base, from the configuration in its card."""
 
 
@@ -204,10 +212,7 @@ def load_adapted(path: str | Path, *, trunk: str | None = None) -> tuple[Any, Ca
     if name not in BUILD:
         raise WeightsError(f"holds a {name}, which stands on no SAM", path=path)
     shape = SamConfig.from_dict(config.pop("sam"))
-    if "base" in card.extra:
-        sam = SamBase(**card.extra["base"]).open(trunk)
-    else:
-        sam = Sam(shape)
+    sam = SamBase(**card.extra["base"]).open(trunk) if "base" in card.extra else Sam(shape)
     own = own_tensors(sam) if "base" in card.extra else {}
     task = BUILD[name](sam, config)
     try:

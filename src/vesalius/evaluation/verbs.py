@@ -26,7 +26,16 @@ from vesalius.evaluation.prediction import Input, Writer, find_inputs, predict_f
 from vesalius.evaluation.protocols import each_class, features, knn, linear_probe
 from vesalius.evaluation.results import Result
 from vesalius.evaluation.scoring import intervals, score_classes, score_labels, score_task
-from vesalius.evaluation.volumes import Case, check_flips, find_cases, load_volume_task, predict_case, score_volumes
+from vesalius.evaluation.volume_prompts import Prompts, Space, check_prompts, wanted
+from vesalius.evaluation.volumes import (
+    Case,
+    OnSam,
+    check_flips,
+    find_cases,
+    load_volume_task,
+    predict_case,
+    score_volumes,
+)
 from vesalius.files import atomic, output_folder, sha256
 from vesalius.published.card import Card
 from vesalius.tasks import TASKS
@@ -55,7 +64,9 @@ def evaluate(
     trunk: str | None = None,
     tolerance: float = 1.0,
     lesions: Literal["atlas", "brats2023"] | None = None,
-    empty: Literal["vesalius", "monai", "medpy", "transunet"] = "vesalius",
+    empty: Literal["vesalius", "monai", "medpy", "sam3d", "masam", "transunet"] = "vesalius",
+    clicks: int = 1,
+    half: bool = False,
     draws: int = 1000,
     seed: int = 0,
     batch_size: int = 16,
@@ -80,6 +91,8 @@ def evaluate(
         lesions: of volumes, the rule by which lesions are scored one by one; by default they are not.
         empty: of volumes, the rule for masks without a voxel (`vesalius.tasks.volume_metrics.EMPTY`); by default a case
             whose truth and prediction lack the class has no score, and is counted.
+        clicks: of a run of sam3d, how many are drawn from a volume's truth by the seed; cases.csv says where.
+        half: of volumes, run the network in half precision.
         draws: bootstrap samples.
         seed: of the bootstrap and the choice of labels.
         batch_size: images at a time.
@@ -132,7 +145,10 @@ def evaluate(
         else:
             _same_classes(table, name, card)
         names = tuple(task.scored)
-        rules = {"tolerance": tolerance, "lesions": lesions, "empty": empty}
+        rules = {"tolerance": tolerance, "lesions": lesions, "empty": empty, "half": half}
+        if kind_of_prompt := wanted(task):
+            settings["prompts"] = kind_of_prompt
+            rules |= {"clicks": clicks} if kind_of_prompt == "points" else {}
         settings |= rules
         metrics, cases, between = score_volumes(
             task,
@@ -196,6 +212,11 @@ def predict(
     overlays: bool = True,
     flips: bool = False,
     classes: Sequence[str] = (),
+    points: Sequence[str] = (),
+    not_points: Sequence[str] = (),
+    boxes: Sequence[str] = (),
+    space: Space = "voxel",
+    half: bool = False,
     trunk: str | None = None,
     batch_size: int = 16,
     overwrite: bool = False,
@@ -216,6 +237,13 @@ def predict(
         flips: of volumes, average over mirror images, which takes eight times as long; refused where classes are
             named after a side, or the run was trained with ``flip`` 0.
         classes: of the Universal Model, those to predict; by default all.
+        points: of a run of sam3d, clicks x,y,z on what shall be segmented; several for one that is large, or for more
+            than one.
+        not_points: clicks on what shall not be, for a network with labels of clicks.
+        boxes: of a run of masam with boxes, x0,y0,z0,x1,y1,z1 around it.
+        space: of both: voxel (column, row and slice of the file, from 0), or mm of the patient, lps (DICOM's) or ras
+            (NIfTI's, 3D Slicer's).
+        half: of volumes, run the network in half precision.
         trunk: where the trunk of a run that stores only what it trained lies now, if it was moved.
         batch_size: images at a time.
         overwrite: do again what is done, and replace other predictions.
@@ -256,12 +284,16 @@ def predict(
         "formats": formats and list(formats),
         "overlays": overlays,
     }
+    prompts = Prompts.parse(points, not_points, boxes, space)
+    check_prompts(task, prompts)
     if volumes is not None:
-        made_by["flips"] = flips
+        made_by |= {"flips": flips, "half": half, "prompts": str(prompts), "space": space}
     if isinstance(task, LanguageSegmentation):
         made_by["classes"] = list(task.choose(classes).classes)
     elif classes:
         raise ConfigError("this run predicts all of its classes", remedy="leave out classes")
+    if flips and isinstance(task, OnSam):
+        raise ConfigError("flips with a run on SAM", remedy="leave it out")
     if flips and volumes is not None:
         check_flips(run, getattr(task, "computed", task.classes))
     writer = Writer(folder, made_by, overwrite=overwrite)
@@ -282,6 +314,8 @@ def predict(
                         formats=formats,
                         overlays=overlays,
                         flips=flips,
+                        prompts=prompts,
+                        half=half,
                         title=_name(source) if alone else None,
                     )
                 else:
@@ -316,7 +350,7 @@ def predict(
 
 def _load(run: Path, trunk: str | None) -> tuple[Any, Card]:
     """An adapted network and its card, of images or of volumes."""
-    return load_volume_task(run) if reads_volumes(str(run)) else load_task(run, trunk=trunk)
+    return load_volume_task(run, trunk=trunk) if reads_volumes(str(run)) else load_task(run, trunk=trunk)
 
 
 def _name(source: Input | Case) -> str:

@@ -11,11 +11,14 @@ from typing import Any, cast
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
 
 from vesalius.adapt.networks import load_task
+from vesalius.adapt.sam_files import is_adapted, load_adapted
 from vesalius.data.abdomen import NAMES, TEMPLATE
 from vesalius.data.class_tables import ClassTable, Sides
+from vesalius.data.datasets import generator
 from vesalius.data.entry import Entry, Folder
 from vesalius.data.layouts import detect
 from vesalius.data.masks import IGNORE
@@ -28,11 +31,14 @@ from vesalius.data.volumes.prepare import prepare
 from vesalius.errors import ConfigError, VesaliusError, WeightsError
 from vesalius.evaluation.metrics import bootstrap, defined_mean
 from vesalius.evaluation.sliding import segment_volume
+from vesalius.evaluation.volume_prompts import Prompts, simulated, wanted
 from vesalius.images import Image
 from vesalius.nn.language_head import LanguageDriven
 from vesalius.nn.volumes import VolumeSegmenter
 from vesalius.published.card import Card
 from vesalius.published.load import load_weights
+from vesalius.tasks.prompted_volumes import PromptedVolumeSegmentation
+from vesalius.tasks.stacks import StackSegmentation
 from vesalius.tasks.volume_language import LanguageSegmentation
 from vesalius.tasks.volume_metrics import case_scores, summarise
 from vesalius.tasks.volume_segmentation import BRATS, Regions, VolumeSegmentation
@@ -75,11 +81,16 @@ class Case:
         return read_case(self.paths, self.channels)
 
 
-VolumeTask = VolumeSegmentation | LanguageSegmentation
+OnSam = StackSegmentation | PromptedVolumeSegmentation
+VolumeTask = VolumeSegmentation | LanguageSegmentation | OnSam
 
 
-def load_volume_task(path: str | Path) -> tuple[VolumeTask, Card]:
+def load_volume_task(path: str | Path, *, trunk: str | None = None) -> tuple[VolumeTask, Card]:
     """A segmentation of volumes in evaluation mode, and its card: a run's, or an authors' file that was converted.
+
+    Args:
+        path: of the run, or the weights file.
+        trunk: where the trunk of a run that stores only what it trained lies now, if it was moved.
 
     Raises:
         WeightsError: it is something else.
@@ -89,6 +100,8 @@ def load_volume_task(path: str | Path) -> tuple[VolumeTask, Card]:
     if place.name == "weights.safetensors":
         beside = place.with_name("card.json")
     card = Card.load(beside)
+    if is_adapted(card):
+        return load_adapted(path, trunk=trunk)
     if card.architecture["name"] == "language_driven":
         language = cast(LanguageDriven, load_weights(path))
         known = {"classes": list(language.classes)} if language.classes != NAMES else TEMPLATE.to_dict()
@@ -179,6 +192,8 @@ def predict_case(
     formats: Sequence[str] | None,
     overlays: bool,
     flips: bool = False,
+    prompts: Prompts | None = None,
+    half: bool = False,
     title: str | None = None,
 ) -> list[dict[str, Any]]:
     """Predict a volume and write its label map in its own geometry.
@@ -191,6 +206,8 @@ def predict_case(
         formats: nifti, dicom-seg; None for that of the input.
         overlays: draw it over middle slices, too.
         flips: average over mirror images.
+        prompts: clicks or boxes, for a task that takes them.
+        half: run the network in half precision.
         title: of the progress bar; None for none.
 
     Returns:
@@ -200,11 +217,12 @@ def predict_case(
         VesaliusError: the case cannot be read, or its outputs cannot be written.
     """
     image = case.read()
-    mask = label_map(task, image, contract, flips=flips, title=title)
+    given = prompts.on(image) if prompts else None
+    mask = label_map(task, image, contract, flips=flips, prompts=given, half=half, title=title)
     chosen = tuple(formats) if formats is not None else ("nifti" if is_nifti(case.paths[0]) else "dicom-seg",)
     folder = (out / case.stem).parent
     paths = task.write(mask, image, folder, case.stem.name, (*chosen, "overlay") if overlays else chosen)
-    row: dict[str, Any] = {"path": case.name, "frame": ""}
+    row: dict[str, Any] = {"path": case.name, "frame": "", **({"prompts": str(given)} if given else {})}
     for value, name in enumerate(task.classes, start=1):
         voxels = int((mask == value).sum())
         row[f"{name}_voxels"] = voxels
@@ -213,9 +231,20 @@ def predict_case(
 
 
 def label_map(
-    task: VolumeTask, image: Image, contract: VolumeContract, *, flips: bool = False, title: str | None = None
+    task: VolumeTask,
+    image: Image,
+    contract: VolumeContract,
+    *,
+    flips: bool = False,
+    prompts: Prompts | None = None,
+    half: bool = False,
+    title: str | None = None,
 ) -> NDArray[np.uint8]:
-    """The label map ``[D, H, W]`` of an image, on its own voxels."""
+    """The label map ``[D, H, W]`` of an image, on its own voxels; `prompts` are in these, too."""
+    if isinstance(task, OnSam):
+        given = prompts or Prompts()
+        labels = {"labels": given.labels} if isinstance(task, PromptedVolumeSegmentation) and given.labels else {}
+        return task.segment(image, contract, points=given.points, boxes=given.boxes, half=half, title=title, **labels)
     return segment_volume(
         task,
         image,
@@ -223,14 +252,22 @@ def label_map(
         decide=task.decide,
         finish=task.finish if isinstance(task, LanguageSegmentation) else None,
         flips=(0, 1, 2) if flips else (),
+        half=half,
         device=next(task.parameters()).device,
         title=title,
     )
 
 
 def masks(
-    task: VolumeTask, contract: VolumeContract, row: Mapping[str, Any], image: Image
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    task: VolumeTask,
+    contract: VolumeContract,
+    row: Mapping[str, Any],
+    image: Image,
+    *,
+    clicks: int = 1,
+    half: bool = False,
+    chance: torch.Generator | None = None,
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], str]:
     """Prediction and truth of what is scored, ``[K, D, H, W]`` each on the image's voxels; ignored ones are neither.
 
     Args:
@@ -238,6 +275,11 @@ def masks(
         contract: the volumes that it expects.
         row: of a table, whose masks speak in the task's classes (`ClassTable.translate`).
         image: of the row.
+        clicks: for a task that is clicked on, drawn from the truth by `chance`; where that is empty nothing is found.
+        half: run the network in half precision.
+
+    Returns:
+        Both, and the prompts that were drawn, '' for a task without.
     """
     # Turned onto the network's axes and back, without resampling: masks may lie along other axes than the image.
     native = replace(contract, spacing=None)
@@ -246,14 +288,22 @@ def masks(
         assert stored is not None
         codes = native.restore(stored, image)
         device = next(task.parameters()).device
-        found = segment_volume(task, image, contract, decide=task.decide, finish=task.masks, device=device, title=None)
+        found = segment_volume(
+            task, image, contract, decide=task.decide, finish=task.masks, half=half, device=device, title=None
+        )
         truth = np.stack([task.table.members[:, task.table.names.index(name)][codes] for name in task.scored])
-        return found.astype(bool) & (codes != IGNORE), truth
+        return found.astype(bool) & (codes != IGNORE), truth, ""
     placed = prepare(row, native, classes=list(task.classes)).mask
     assert placed is not None
-    pair = np.stack([label_map(task, image, contract), native.restore(placed, image)])
-    prediction, truth = task.region_masks(pair).numpy() & (pair[1] != IGNORE)
-    return prediction, truth
+    known = native.restore(placed, image)
+    prompts = None
+    if wanted(task):
+        prompts = simulated(task, known == 1, clicks=clicks, generator=chance or torch.Generator())
+    found = np.zeros_like(known)
+    if prompts or not wanted(task):
+        found = label_map(task, image, contract, prompts=prompts, half=half)
+    prediction, truth = task.region_masks(np.stack([found, known])).numpy() & (known != IGNORE)
+    return prediction, truth, str(prompts or "")
 
 
 def score_volumes(
@@ -265,6 +315,8 @@ def score_volumes(
     tolerance: float = 1.0,
     lesions: str | None = None,
     empty: str = "vesalius",
+    clicks: int = 1,
+    half: bool = False,
     draws: int = 1000,
     seed: int = 0,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, float]]]:
@@ -278,6 +330,8 @@ def score_volumes(
         tolerance: mm of the surface Dice.
         lesions: the rule by which lesions are scored one by one, None for not at all.
         empty: the rule for masks without a voxel.
+        clicks: a volume, for a task that is clicked on; drawn from the truth by `seed`.
+        half: run the network in half precision.
         draws, seed: of the bootstrap.
 
     Returns:
@@ -286,11 +340,14 @@ def score_volumes(
     """
     names = task.scored
     found: list[dict[str, dict[str, float]]] = []
+    said: list[str] = []
     if isinstance(task, LanguageSegmentation):
         rows, _ = task.table.translate(rows)
-    for row in track(rows.to_dicts(), len(rows), "predicting"):
+    for number, row in enumerate(track(rows.to_dicts(), len(rows), "predicting")):
         image = case_of(row)
-        prediction, truth = masks(task, contract, row, image)
+        chance = generator(seed, number)
+        prediction, truth, prompts = masks(task, contract, row, image, clicks=clicks, half=half, chance=chance)
+        said.append(prompts)
         found.append(
             case_scores(
                 prediction,
@@ -307,7 +364,8 @@ def score_volumes(
     metrics["hd95_unit"] = "mm" if rows["spacing"].is_not_null().all() else "voxels"
     keys = list(dict.fromkeys(key for case in found for scores in case.values() for key in scores))
     cases = {f"{key} {name}": [case.get(name, {}).get(key) for case in found] for key in keys for name in names}
-    return metrics, cases, _intervals(cases, metrics, names, groups, draws, seed)
+    intervals = _intervals(cases, metrics, names, groups, draws, seed)
+    return metrics, {**({"prompts": said} if any(said) else {}), **cases}, intervals
 
 
 def _intervals(
@@ -343,7 +401,8 @@ def _annotated(task: VolumeTask, row: Mapping[str, Any]) -> list[bool]:
     if isinstance(task, LanguageSegmentation):
         labelled = task.table.labelled(row["annotated"])
         return [bool(labelled[task.table.names.index(name)]) for name in task.scored]
-    members = task.regions.values() if task.regions else [(name,) for name in task.classes]
+    regions = task.regions if isinstance(task, VolumeSegmentation) else None
+    members = regions.values() if regions else [(name,) for name in task.classes]
     return [set(some) <= set(row["annotated"]) for some in members]
 
 

@@ -10,13 +10,21 @@ from typing import Any
 import polars as pl
 import torch
 
-from vesalius.adapt import masam
+from vesalius.adapt import masam, sam3d
 from vesalius.adapt.labels import class_names, few_labels
-from vesalius.adapt.sam_files import SamBase, open_base, own_tensors, preset_of, save_adapted, stack_segmentation
-from vesalius.data.table import load_table, mask_names
+from vesalius.adapt.sam_files import (
+    SamBase,
+    click_segmentation,
+    open_base,
+    own_tensors,
+    preset_of,
+    save_adapted,
+    stack_segmentation,
+)
+from vesalius.data.progress import track
+from vesalius.data.table import mask_names
 from vesalius.data.volumes.contract import VolumeContract
 from vesalius.data.volumes.dataset import VolumeDataset
-from vesalius.data.volumes.fingerprint import measured
 from vesalius.data.volumes.intensity import Intensity, Percentiles, Window, ZScore
 from vesalius.errors import ConfigError, nearest
 from vesalius.nn.sam_decoder import Sam
@@ -27,7 +35,7 @@ from vesalius.training.backbones import override
 from vesalius.training.common import Data, open_training, read_splits, say, train_options
 from vesalius.training.loop import TrainConfig, fit, load_best
 from vesalius.training.provenance import write_seen
-from vesalius.training.runs import RunFolder, is_first_process
+from vesalius.training.runs import is_first_process
 
 INTENSITIES = ("auto", *published_sam3d.INTENSITIES, "measured", "zscore", "percentiles")
 """What ``intensity`` may be called, beside a window of two numbers."""
@@ -106,7 +114,7 @@ def adapt_masam(
     torch.manual_seed(options.seed)  # what is fresh is the same whatever the base drew
     task = stack_segmentation(sam, architecture)
     task.encoder.freeze(boxes=box)
-    contract = masam.stack_contract(channels or ("image",), config, ct=True)
+    contract = masam.stack_contract(_channels(channels, start.train), config, ct=True)
     contract = replace(contract, intensity=_intensity(intensity, start.train, names, masam.CT, masam.MR))
     module = masam.MaSamAdaptation(task, contract, config)
     return start.run(
@@ -118,6 +126,101 @@ def adapt_masam(
         names=names,
         crop=False,  # whole slices, as they are predicted
         citation=published_masam.CITATION,
+        cache=cache,
+        resume=resume,
+    )
+
+
+def adapt_sam3d(
+    *,
+    base: str,
+    data: Data,
+    out: str | Path,
+    target: str,
+    preset: str = "auto",
+    model: Mapping[str, Any] | None = None,
+    clicks: int = 1,
+    crop: Sequence[int] = (),
+    spacing: Sequence[float] = (1.0,),
+    intensity: str = "auto",
+    channels: Sequence[str] = (),
+    fraction: float = 1.0,
+    shots: int | None = None,
+    lr: float | None = None,
+    cache: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    **training: Any,
+) -> dict[str, Any]:
+    """Adapt a SAM to one structure of volumes that is clicked on (3DSAM-adapter).
+
+    Stored is what trained; the base is named in the card with its hash. The weights of the best validation are kept.
+
+    Args:
+        base: a SAM, as of masam: an authors' file such as sam_vit_b_01ec64.pth (or transformers' of it), a file or
+            folder with a card; random:sam_tiny for fresh weights, shapes:sam_tiny for a small one that learns to
+            segment random shapes first, which takes a minute and is kept beside the run.
+        data: one or several tables (.parquet) of volumes made by `index`.
+        out: the run folder.
+        target: what is clicked on: a class of the masks by name, or by its value.
+        preset: tiny, paper or automatic (the authors' variant without clicks); auto goes by the base's width.
+        model: settings that differ from the preset's; the SAM within is the base's.
+        clicks: of a validation volume.
+        crop: voxels of a crop, one or three numbers; by default the preset's.
+        spacing: mm between the voxels that the network reads, one or three numbers; 0 for each volume's own.
+        intensity: auto (CT cut and scaled by the target's voxels, as nnU-Net does; MR by z-scores), kits, lits,
+            pancreas or colon (the authors' numbers), measured, zscore, percentiles, or a window such as=-100:240.
+        channels: what the network shall read of volumes that have several, by name: one, or three.
+        fraction: of the training patients whose labels are used.
+        shots: labelled patients, in place of a fraction.
+        lr: learning rate at the start; by default the preset's.
+        cache: folder of prepared volumes, which runs may share; by default "cache" beside the run's folder.
+        resume: continue this run.
+        progress: show a progress bar.
+        training: fields of `TrainConfig`: steps, batch_size, seed, precision, devices, ...; steps and batch_size are
+            the preset's by default.
+
+    Returns:
+        step, loss, val, history of the training curve, and the run folder's path.
+
+    Raises:
+        VesaliusError: wrong options or tables; a base that does not load; a folder that holds another run.
+    """
+    if (model or {}).get("network", {}).get("sam"):
+        raise ConfigError("model.network.sam", remedy="leave it out: the SAM within is the base's")
+    start = _Start.of("sam3d", base, preset, sam3d.PRESETS, model, data, out, fraction, shots, training, progress)
+    names = (_target(start.table, target),)
+    config = replace(start.config, val_clicks=clicks)
+    config = config if lr is None else replace(config, lr=lr)
+    config = replace(
+        config, crop=_three("crop", crop, config.crop), network=replace(config.network, sam=start.sam.config)
+    )
+    step = config.network.multiple
+    if any(side % one for side, one in zip(config.crop, step, strict=True)):
+        raise ConfigError(f"crop = {list(config.crop)}", remedy=f"give multiples of {list(step)}")
+    apart = _three("spacing", spacing, None)
+    options = train_options(
+        training, images=config.images, epochs=config.epochs, steps=config.steps, train=len(start.train)
+    )
+    architecture = {"network": asdict(config.network), "classes": list(names)}
+    torch.manual_seed(options.seed)  # what is fresh is the same whatever the base drew
+    task = click_segmentation(start.sam, architecture)
+    contract = sam3d.prompted_contract(
+        _channels(channels, start.train),
+        config,
+        intensity=_intensity(intensity, start.train, names, None, ZScore(nonzero=False)),
+        spacing=apart if apart and min(apart) > 0 else None,
+    )
+    module = sam3d.Sam3DAdaptation(task, contract, config)
+    return start.run(
+        module,
+        task,
+        contract,
+        architecture,
+        options,
+        names=names,
+        crop=True,
+        citation=published_sam3d.CITATION,
         cache=cache,
         resume=resume,
     )
@@ -240,6 +343,49 @@ class _Start:
         return {**summary, "run": str(run.path)}
 
 
+def _target(table: pl.DataFrame, target: str) -> str:
+    """A class of the masks, by its name or its value."""
+    names = mask_names(table)
+    if target in names:
+        return target
+    if target.isdigit():
+        found = {tuple(values) for values in table["mask_classes"].to_list() if values}
+        meant = {values[int(target) - 1] for values in found if 0 < int(target) <= len(values)}
+        if len(meant) == 1 and "" not in meant:
+            return meant.pop()
+        raise ConfigError(f"target {target}, which is {', '.join(sorted(meant)) or 'no value'} here", remedy="name it")
+    raise ConfigError(f"no mask has the class {target!r}", remedy=nearest(target, names))
+
+
+def _three(name: str, numbers: Sequence[Any], default: Any) -> Any:
+    """One or three numbers as three, `default` for none."""
+    if not numbers:
+        return default
+    if len(numbers) not in (1, 3) or min(numbers) < 0:
+        raise ConfigError(f"{name} = {list(numbers)}", remedy="give one or three numbers from 0")
+    return tuple(numbers) * (3 // len(numbers))
+
+
+def _channels(chosen: Sequence[str], train: pl.DataFrame) -> tuple[str, ...]:
+    """The channels that a network reads: those chosen, or the one that the volumes have."""
+    if chosen:
+        return tuple(chosen)
+    known = {name for names in train["channels"].to_list() for name in names or ()}
+    if len(known) > 1:
+        raise ConfigError(f"the volumes have {', '.join(sorted(known))}", remedy="choose with --channels")
+    return (known.pop(),) if known else ("CT",) if _is_ct(train) else ("image",)
+
+
+def _is_ct(train: pl.DataFrame) -> bool:
+    return set(train["modality"].to_list()) == {"CT"}
+
+
+def _measured(train: pl.DataFrame, names: Sequence[str]) -> Intensity:
+    """By the labelled voxels of the training volumes, as they are stored."""
+    volumes = VolumeDataset(train, VolumeContract(_channels((), train)), task="segmentation", classes=names)
+    return sam3d.measured(track((volumes[k] for k in range(len(volumes))), len(volumes), "measuring intensities"))
+
+
 def _intensity(word: str, train: pl.DataFrame, names: Sequence[str], ct: Intensity | None, mr: Intensity) -> Intensity:
     """The intensities that the command line names.
 
@@ -250,19 +396,18 @@ def _intensity(word: str, train: pl.DataFrame, names: Sequence[str], ct: Intensi
         ct, mr: for "auto"; None to measure.
     """
     if word == "auto":
-        kinds = set(train["modality"].to_list())
-        if kinds == {"CT"}:
-            return ct or measured(train.to_dicts(), names)
-        if kinds and kinds <= {"MR", "MRI"}:
+        if _is_ct(train):
+            return ct or _measured(train, names)
+        if set(train["modality"].to_list()) == {"MR"}:
             return mr
         raise ConfigError("the table does not say whether the volumes are CT or MR", remedy="give --intensity")
     if word in published_sam3d.INTENSITIES:
         return published_sam3d.INTENSITIES[word]
     if word == "measured":
-        return measured(train.to_dicts(), names)
+        return _measured(train, names)
     if word in ("zscore", "percentiles"):
         return ZScore() if word == "zscore" else Percentiles(0, 99, nonzero=False)
-    low, colon, high = word.partition(":")
+    low, _, high = word.partition(":")
     try:
         return Window(float(low), float(high))
     except ValueError as error:
