@@ -1,0 +1,223 @@
+// The mask under the brush: strokes that can be undone, a brush in millimetres, filling between slices.
+//
+// Voxels lie x fastest, as in the server's files. Nothing here knows about the screen.
+
+/** Plane -> its two axes on the screen and the axis across it. */
+export const PLANES = {
+  axial: { u: 0, v: 1, w: 2 },
+  coronal: { u: 0, v: 2, w: 1 },
+  sagittal: { u: 1, v: 2, w: 0 },
+};
+const DEPTH = 60; // strokes that can be undone
+
+export class Mask {
+  constructor(dims, spacing, data) {
+    this.dims = dims;
+    this.spacing = spacing;
+    this.steps = [1, dims[0], dims[0] * dims[1]];
+    this.data = data;
+    this.load(data);
+  }
+
+  /** Starts anew from `data`, which is copied; strokes are forgotten. */
+  load(data) {
+    this.data = Uint8Array.from(data, (value) => (value ? 1 : 0));
+    this.count = this.data.reduce((sum, value) => sum + value, 0);
+    this.past = [];
+    this.future = [];
+    this.stroke = null;
+    this.drawn = { axial: new Set(), coronal: new Set(), sagittal: new Set() };
+    this.edited = false;
+  }
+
+  get ml() {
+    return (this.count * this.spacing[0] * this.spacing[1] * this.spacing[2]) / 1000;
+  }
+
+  begin(plane = null) {
+    this.stroke = { plane, where: [], slices: new Set() };
+  }
+
+  set(index, value) {
+    if (this.data[index] === value) return;
+    this.data[index] = value;
+    this.count += value ? 1 : -1;
+    this.stroke.where.push(index);
+  }
+
+  /** Ends a stroke; true if it changed something. */
+  end() {
+    const { plane, where, slices } = this.stroke;
+    this.stroke = null;
+    if (!where.length) return false;
+    // A voxel changes at most once a stroke, so turning the same ones over again takes it back.
+    this.past.push(Uint32Array.from(where));
+    if (this.past.length > DEPTH) this.past.shift();
+    this.future = [];
+    this.edited = true;
+    if (plane) for (const slice of slices) this.drawn[plane].add(slice);
+    return true;
+  }
+
+  undo() {
+    return this.turn(this.past, this.future);
+  }
+
+  redo() {
+    return this.turn(this.future, this.past);
+  }
+
+  turn(from, to) {
+    const where = from.pop();
+    if (!where) return false;
+    for (const index of where) {
+      this.data[index] ^= 1;
+      this.count += this.data[index] ? 1 : -1;
+    }
+    to.push(where);
+    this.edited = this.past.length > 0;
+    return true;
+  }
+
+  /** Replaces the whole mask as one stroke: another model's proposal, a file. */
+  replace(data) {
+    this.begin();
+    for (let i = 0; i < data.length; i++) this.set(i, data[i] ? 1 : 0);
+    return this.end();
+  }
+
+  /**
+   * A disc in `plane`, or a ball, of `radius` mm around `centre` (voxels); of it only voxels that `takes(index)`.
+   * Voxels whose middle is inside are painted, and always the one in the middle.
+   */
+  stamp(centre, plane, radius, value, { ball = false, takes = () => true } = {}) {
+    const { u, v, w } = PLANES[plane];
+    const middle = centre.map((at, axis) => Math.min(Math.max(Math.round(at), 0), this.dims[axis] - 1));
+    const low = [...middle];
+    const high = [...middle];
+    for (const axis of ball ? [0, 1, 2] : [u, v]) {
+      low[axis] = Math.max(0, Math.ceil(centre[axis] - radius / this.spacing[axis]));
+      high[axis] = Math.min(this.dims[axis] - 1, Math.floor(centre[axis] + radius / this.spacing[axis]));
+    }
+    const dot = (index) => takes(index) && this.set(index, value);
+    for (let z = low[2]; z <= high[2]; z++) {
+      for (let y = low[1]; y <= high[1]; y++) {
+        for (let x = low[0]; x <= high[0]; x++) {
+          const at = [x, y, z];
+          let away = 0;
+          for (const axis of [0, 1, 2]) {
+            if (axis !== w || ball) away += ((at[axis] - centre[axis]) * this.spacing[axis]) ** 2;
+          }
+          if (away <= radius * radius) dot(x + this.steps[1] * y + this.steps[2] * z);
+        }
+      }
+    }
+    dot(middle[0] + this.steps[1] * middle[1] + this.steps[2] * middle[2]);
+    this.stroke.slices.add(middle[w]);
+  }
+
+  /** Stamps from one point to another, close enough to leave no gaps. */
+  line(from, to, plane, radius, value, options) {
+    const apart = Math.hypot(...[0, 1, 2].map((axis) => (to[axis] - from[axis]) * this.spacing[axis]));
+    const step = Math.max(radius / 2, Math.min(...this.spacing) / 2);
+    const count = Math.max(1, Math.ceil(apart / step));
+    for (let i = 1; i <= count; i++) {
+      this.stamp(from.map((at, axis) => at + ((to[axis] - at) * i) / count), plane, radius, value, options);
+    }
+  }
+
+  /**
+   * Fills between the slices of `plane` that were drawn on: each slice between two of them becomes the shape half-way,
+   * by their signed distances. With fewer than two, the gaps between slices that hold something are filled.
+   * Returns how many slices were filled.
+   */
+  fillBetween(plane) {
+    const { w } = PLANES[plane];
+    let keys = [...this.drawn[plane]].sort((a, b) => a - b);
+    if (keys.length < 2) keys = this.filled(plane);
+    this.begin();
+    let slices = 0;
+    for (let k = 0; k + 1 < keys.length; k++) {
+      const [low, high] = [keys[k], keys[k + 1]];
+      if (high - low < 2) continue;
+      const [one, other] = [this.slice(plane, low), this.slice(plane, high)];
+      if (!one.values.includes(1) || !other.values.includes(1)) continue;
+      const [near, far] = [signedDistance(one), signedDistance(other)];
+      for (let at = low + 1; at < high; at++) {
+        const part = (at - low) / (high - low);
+        for (let i = 0; i < near.length; i++) {
+          this.set(one.index(i) + (at - low) * this.steps[w], (1 - part) * near[i] + part * far[i] < 0 ? 1 : 0);
+        }
+        slices++;
+      }
+    }
+    this.end();
+    this.drawn[plane].clear();
+    return slices;
+  }
+
+  /** The slices of a plane that hold something. */
+  filled(plane) {
+    const { w } = PLANES[plane];
+    const found = new Set();
+    for (let i = 0; i < this.data.length; i++) {
+      if (this.data[i]) found.add(Math.floor(i / this.steps[w]) % this.dims[w]);
+    }
+    return [...found].sort((a, b) => a - b);
+  }
+
+  /** A slice: values, size, spacing, and where its i-th value lies in the volume. */
+  slice(plane, at) {
+    const { u, v, w } = PLANES[plane];
+    const size = [this.dims[u], this.dims[v]];
+    const index = (i) => (i % size[0]) * this.steps[u] + Math.floor(i / size[0]) * this.steps[v] + at * this.steps[w];
+    const values = new Uint8Array(size[0] * size[1]);
+    for (let i = 0; i < values.length; i++) values[i] = this.data[index(i)];
+    return { values, size, spacing: [this.spacing[u], this.spacing[v]], index };
+  }
+}
+
+/** Dice of two masks. */
+export function dice(one, other) {
+  let both = 0;
+  let total = 0;
+  for (let i = 0; i < one.length; i++) {
+    both += one[i] & other[i];
+    total += one[i] + other[i];
+  }
+  return total ? (2 * both) / total : 1;
+}
+
+/** mm to the border of a slice's mask, negative inside. */
+function signedDistance({ values, size, spacing }) {
+  const outside = distance(values, 1, size, spacing);
+  const inside = distance(values, 0, size, spacing);
+  return outside.map((away, i) => Math.sqrt(away) - Math.sqrt(inside[i]));
+}
+
+/** Squared mm to the nearest value `to`: lower envelopes of parabolas, rows then columns (Felzenszwalb 2012). */
+function distance(values, to, [width, height], [across, down]) {
+  const found = Float64Array.from(values, (value) => (value === to ? 0 : 1e12));
+  for (let y = 0; y < height; y++) envelope(found, y * width, 1, width, across);
+  for (let x = 0; x < width; x++) envelope(found, x, width, height, down);
+  return found;
+}
+
+function envelope(values, start, step, count, side) {
+  const line = Float64Array.from({ length: count }, (_, i) => values[start + i * step]);
+  const roots = [0];
+  const edges = [-Infinity];
+  const meet = (a, b) => (line[b] - line[a]) / (2 * side * side * (b - a)) + (a + b) / 2;
+  for (let i = 1; i < count; i++) {
+    while (roots.length > 1 && meet(roots.at(-1), i) <= edges.at(-1)) {
+      roots.pop();
+      edges.pop();
+    }
+    edges.push(meet(roots.at(-1), i));
+    roots.push(i);
+  }
+  for (let i = 0, k = 0; i < count; i++) {
+    while (k + 1 < roots.length && edges[k + 1] < i) k++;
+    values[start + i * step] = line[roots[k]] + ((i - roots[k]) * side) ** 2;
+  }
+}

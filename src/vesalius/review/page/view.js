@@ -1,0 +1,457 @@
+// The volume on the screen: three planes and the structure's surfaces in 3-D, both by NiiVue; over the planes a canvas
+// with what should be sharp at any zoom: outlines, crosshair, brush, letters, scale.
+
+import { Niivue, NVImage, NVMesh } from "./niivue.js";
+import { PLANES } from "./mask.js";
+import { outline, surface } from "./shapes.js";
+import { readImage } from "./wire.js";
+
+const NUMBERS = { axial: 0, coronal: 1, sagittal: 2 }; // NiiVue's
+const LETTERS = { axial: "RLAP", coronal: "RLSI", sagittal: "PASI" }; // low u, high u, high v, low v
+const LAYOUTS = {
+  grid: { axial: [0, 0, 0.5, 0.5], sagittal: [0.5, 0, 0.5, 0.5], coronal: [0, 0.5, 0.5, 0.5], solid: [0.5, 0.5, 0.5, 0.5] },
+};
+for (const [large, ...small] of [["axial", "sagittal", "coronal"], ["coronal", "axial", "sagittal"], ["sagittal", "axial", "coronal"]]) {
+  LAYOUTS[large] = { [large]: [0, 0, 0.68, 1] };
+  [...small, "solid"].forEach((name, row) => (LAYOUTS[large][name] = [0.68, row / 3, 0.32, 1 / 3]));
+}
+export const MASK_COLOUR = "#35d0a5";
+
+/** NiiVue whose slices fill their tiles, also where they are zoomed. */
+class Planes extends Niivue {
+  tiles = {};
+  drawn = () => {};
+
+  calculateWidthHeight(kind, scale, width, height) {
+    return [width, height];
+  }
+
+  screenFieldOfViewExtendedVox(kind) {
+    const field = super.screenFieldOfViewExtendedVox(kind);
+    const plane = Object.keys(NUMBERS)[kind];
+    if (!this.tiles[plane]) return field;
+    const wanted = (this.tiles[plane][2] * this.canvas.width) / (this.tiles[plane][3] * this.canvas.height);
+    const [width, height] = field.fovMM;
+    const more = [Math.max(width, height * wanted) - width, Math.max(height, width / wanted) - height];
+    for (const axis of [0, 1]) {
+      field.mnMM[axis] -= more[axis] / 2 + 0.02 * (width + more[0]);
+      field.mxMM[axis] += more[axis] / 2 + 0.02 * (width + more[0]);
+      field.fovMM[axis] = field.mxMM[axis] - field.mnMM[axis];
+    }
+    return field;
+  }
+
+  drawSceneCore() {
+    const told = super.drawSceneCore();
+    this.drawn();
+    return told;
+  }
+}
+
+export class View {
+  constructor({ planes, over, solid }) {
+    this.canvases = { planes, over, solid };
+    this.context = over.getContext("2d");
+    this.layers = [];
+    this.cursor = [0, 0, 0];
+    this.plane = "axial";
+    this.zoom = 1;
+    this.brush = null; // { at, plane, radius, ball, colour }
+    this.maskShown = "fill";
+    this.waiting = new Set();
+  }
+
+  async start() {
+    const quiet = { logLevel: "error", backColor: [0.035, 0.043, 0.055, 1], dragAndDropEnabled: false, loadingText: "" };
+    this.nv = new Planes({
+      ...quiet,
+      interactive: false,
+      isRadiologicalConvention: true,
+      crosshairWidth: 0,
+      isOrientationTextVisible: false,
+      multiplanarShowRender: 0,
+    });
+    await this.nv.attachToCanvas(this.canvases.planes, false);
+    this.nv.setSliceType(3);
+    this.nv.drawn = () => this.paintOver();
+    this.nv3 = new Niivue({ ...quiet, show3Dcrosshair: false });
+    this.nv3.onAzimuthElevationChange = () => this.sayFrom();
+    await this.nv3.attachToCanvas(this.canvases.solid, true);
+    this.nv3.setSliceType(4);
+    this.nv3.setRenderAzimuthElevation(160, 12); // from the front, a little from the side
+    this.canvases.solid.removeAttribute("tabindex"); // its keys are the page's
+    this.setLayout("grid");
+    new ResizeObserver(() => this.draw()).observe(this.canvases.planes.parentElement);
+  }
+
+  /** Shows a volume (the server's NIfTI); the mask, layers and heat of the last one go. */
+  async open(buffer) {
+    this.image = readImage(buffer);
+    this.header = buffer.slice(0, 352);
+    const fresh = await NVImage.loadFromUrl({ url: "image.nii", name: "image.nii", buffer });
+    this.nv.volumes = [];
+    this.nv.drawBitmap = null;
+    this.nv.addVolume(fresh);
+    this.nv.scene.pan2Dxyzmm = [0, 0, 0, 1];
+    this.zoom = 1;
+    this.nv.createEmptyDrawing();
+    this.nv.clickToSegmentGrowingBitmap = null;
+    this.nv.setDrawColormap({ R: [0, 53], G: [0, 208], B: [0, 165], A: [0, 255], I: [0, 1], labels: ["", ""] });
+    this.layers = [];
+    this.heat = null;
+  }
+
+  setMask(mask) {
+    this.mask = mask;
+    this.nv.drawBitmap = mask.data;
+    this.showMask(this.maskShown);
+    this.maskChanged();
+  }
+
+  /** After strokes: the planes at once. */
+  maskChanged() {
+    this.nv.drawBitmap = this.mask.data;
+    this.nv.refreshDrawing(false);
+    this.draw();
+  }
+
+  showMask(how) {
+    this.maskShown = how;
+    this.nv.drawOpacity = how === "fill" ? 0.3 : 0;
+    this.draw();
+  }
+
+  /** [{ colour, part, shown: "outline" | "fill" | null, dashed, solid }]: part is a cropped mask. */
+  setLayers(layers) {
+    this.layers = layers;
+    this.draw();
+  }
+
+  async setHeat(buffer, opacity = 0.6) {
+    if (this.heat) this.nv.removeVolume(this.heat);
+    this.heat = null;
+    if (buffer) {
+      this.heat = await NVImage.loadFromUrl({
+        url: "heat.nii", name: "heat.nii.gz", buffer, colormap: "inferno", opacity, cal_min: 25, cal_max: 255,
+      });
+      this.nv.addVolume(this.heat);
+    }
+    this.draw();
+  }
+
+  setHeatOpacity(opacity) {
+    if (!this.heat) return;
+    this.nv.setOpacity(this.nv.volumes.indexOf(this.heat), opacity);
+    this.draw();
+  }
+
+  setWindow(centre, width) {
+    const volume = this.nv.volumes[0];
+    [volume.cal_min, volume.cal_max] = [centre - width / 2, centre + width / 2];
+    this.nv.updateGLVolume();
+    this.draw();
+  }
+
+  setLayout(name) {
+    this.layout = name;
+    const { solid, ...tiles } = LAYOUTS[name];
+    this.nv.tiles = tiles;
+    this.nv.setCustomLayout(Object.entries(tiles).map(([plane, position]) => ({ sliceType: NUMBERS[plane], position })));
+    const [left, top, width, height] = solid.map((part) => `${100 * part}%`);
+    Object.assign(this.canvases.solid.parentElement.style, { left, top, width, height });
+    this.draw();
+  }
+
+  setCursor(at) {
+    this.cursor = at.map((value, axis) => Math.min(Math.max(Math.round(value), 0), this.image.dims[axis] - 1));
+    this.draw();
+  }
+
+  /** Moves the crosshair by voxels along the screen of a plane, or across it. */
+  step(plane, right, up, across) {
+    const { u, v, w } = PLANES[plane];
+    const at = [...this.cursor];
+    at[u] += u === 0 ? -right : right; // the patient's left is on the right
+    at[v] += up;
+    at[w] += across;
+    this.setCursor(at);
+  }
+
+  /** Zooms in or out around a point (voxels). */
+  zoomBy(factor, around = this.cursor) {
+    const zoom = Math.min(Math.max(this.zoom * factor, 1), 20);
+    const pan = [...this.nv.scene.pan2Dxyzmm];
+    for (const axis of [0, 1, 2]) {
+      const point = this.millimetre(axis, around[axis]);
+      pan[axis] = zoom === 1 ? 0 : point * this.zoom + pan[axis] - point * zoom;
+      pan[axis] = zoom === 1 ? 0 : pan[axis];
+    }
+    this.zoom = zoom;
+    this.nv.scene.pan2Dxyzmm = [...pan.slice(0, 3), zoom];
+    this.draw();
+  }
+
+  /** Moves the picture of a plane by pixels of the page. */
+  pan(plane, dx, dy) {
+    const map = this.mapping(plane);
+    const { u, v } = PLANES[plane];
+    const dense = this.density();
+    const pan = [...this.nv.scene.pan2Dxyzmm];
+    pan[u] += ((dx * dense) / map.a) * this.image.spacing[u] * this.zoom;
+    pan[v] += ((dy * dense) / map.d) * this.image.spacing[v] * this.zoom;
+    this.nv.scene.pan2Dxyzmm = pan;
+    this.draw();
+  }
+
+  /** Where the 3-D view is looked at from. */
+  sayFrom() {
+    const { renderAzimuth: azimuth, renderElevation: elevation } = this.nv3.scene;
+    const side = ["behind", "the left", "the front", "the right"][Math.round((((azimuth % 360) + 360) % 360) / 90) % 4];
+    const from = Math.abs(elevation) > 50 ? (elevation > 0 ? "above" : "below") : side;
+    this.canvases.solid.nextElementSibling.textContent = `3-D from ${from}`;
+  }
+
+  turn(azimuth, elevation) {
+    this.nv3.setRenderAzimuthElevation(
+      this.nv3.scene.renderAzimuth + azimuth, this.nv3.scene.renderElevation + elevation,
+    );
+  }
+
+  /** Coalesced: several changes make one picture. */
+  draw() {
+    this.later("planes", () => {
+      if (!this.nv.volumes.length) return;
+      this.nv.scene.crosshairPos = this.cursor.map((at, axis) => (at + 0.5) / this.image.dims[axis]);
+      this.nv.drawScene();
+    });
+  }
+
+  /** The surfaces anew: of the mask, and of layers that ask for one. */
+  drawSolid(parts) {
+    this.later("solid", () => {
+      for (const mesh of [...this.nv3.meshes]) this.nv3.removeMesh(mesh);
+      for (const { part, colour, opacity } of parts) {
+        if (!part) continue;
+        const { points, faces } = surface(part, this.image.affine);
+        const rgba = new Uint8Array([...rgb(colour), 255]);
+        const mesh = new NVMesh(points, faces, "", rgba, opacity, true, this.nv3.gl);
+        this.nv3.addMesh(mesh);
+        this.nv3.setMeshShader(mesh.id, "Matte");
+      }
+      this.nv3.drawScene();
+    });
+  }
+
+  later(what, action) {
+    if (this.waiting.has(what)) return;
+    this.waiting.add(what);
+    requestAnimationFrame(() => {
+      this.waiting.delete(what);
+      action();
+    });
+  }
+
+  // Where things are. Pixels are the canvas's, `density` of them to one of the page's.
+
+  density() {
+    return this.canvases.planes.width / Math.max(this.canvases.planes.clientWidth, 1);
+  }
+
+  millimetre(axis, voxel) {
+    const { extentsMinOrtho: low, extentsMaxOrtho: high } = this.nv.volumes[0];
+    return low[axis] + ((voxel + 0.5) / this.image.dims[axis]) * (high[axis] - low[axis]);
+  }
+
+  /** Voxels (u, v) of a plane to pixels: x = a u + e, y = d v + f; and its tile. */
+  mapping(plane) {
+    const tile = this.nv.screenSlices.find((one) => one.axCorSag === NUMBERS[plane]);
+    if (!tile) return null;
+    const { u, v } = PLANES[plane];
+    const [left, top, width, height] = tile.leftTopWidthHeight;
+    const x = (voxel) => left + ((this.millimetre(u, voxel) - tile.leftTopMM[0]) / tile.fovMM[0]) * width;
+    const y = (voxel) => top + (1 - (this.millimetre(v, voxel) - tile.leftTopMM[1]) / tile.fovMM[1]) * height;
+    return { a: x(1) - x(0), d: y(1) - y(0), e: x(0), f: y(0), left, top, width, height };
+  }
+
+  /** The plane and voxels (not whole numbers) under a point of the page; null outside. */
+  at(clientX, clientY) {
+    const frame = this.canvases.over.getBoundingClientRect();
+    const x = (clientX - frame.left) * this.density();
+    const y = (clientY - frame.top) * this.density();
+    for (const plane of Object.keys(PLANES)) {
+      const map = this.mapping(plane);
+      if (!map || x < map.left || y < map.top || x >= map.left + map.width || y >= map.top + map.height) continue;
+      const { u, v, w } = PLANES[plane];
+      const voxel = [0, 0, 0];
+      voxel[u] = (x - map.e) / map.a;
+      voxel[v] = (y - map.f) / map.d;
+      voxel[w] = this.cursor[w];
+      const inside = [u, v].every((axis) => voxel[axis] > -0.5 && voxel[axis] < this.image.dims[axis] - 0.5);
+      return { plane, voxel, inside };
+    }
+    return null;
+  }
+
+  /** A voxel's place on the page, for the tests and the keyboard's brush. */
+  toPage(plane, voxel) {
+    const map = this.mapping(plane);
+    const frame = this.canvases.over.getBoundingClientRect();
+    const { u, v } = PLANES[plane];
+    const dense = this.density();
+    return [frame.left + (map.a * voxel[u] + map.e) / dense, frame.top + (map.d * voxel[v] + map.f) / dense];
+  }
+
+  /** The canvas over the planes. */
+  paintOver() {
+    const { over, planes } = this.canvases;
+    if (over.width !== planes.width) over.width = planes.width;
+    if (over.height !== planes.height) over.height = planes.height;
+    const pen = this.context;
+    pen.clearRect(0, 0, over.width, over.height);
+    if (!this.image || !this.mask) return;
+    for (const plane of Object.keys(PLANES)) {
+      const map = this.mapping(plane);
+      if (!map) continue;
+      pen.save();
+      pen.beginPath();
+      pen.rect(map.left, map.top, map.width, map.height);
+      pen.clip();
+      for (const layer of this.layers) if (layer.shown && layer.part) this.paintLayer(plane, map, layer);
+      if (this.maskShown !== "off") this.paintMask(plane, map);
+      this.paintCross(plane, map);
+      if (this.brush?.plane === plane) this.paintBrush(plane, map);
+      this.paintLetters(plane, map);
+      pen.restore();
+    }
+  }
+
+  stroke(segments, map, colour, width, dash = []) {
+    const pen = this.context;
+    pen.beginPath();
+    for (let i = 0; i < segments.length; i += 4) {
+      pen.moveTo(map.a * segments[i] + map.e, map.d * segments[i + 1] + map.f);
+      pen.lineTo(map.a * segments[i + 2] + map.e, map.d * segments[i + 3] + map.f);
+    }
+    pen.setLineDash(dash);
+    pen.lineCap = "round";
+    pen.lineWidth = width * this.density();
+    pen.strokeStyle = colour;
+    pen.stroke();
+    pen.setLineDash([]);
+  }
+
+  paintLayer(plane, map, { part, colour, shown, dashed }) {
+    const at = this.cursor[PLANES[plane].w];
+    if (shown === "fill") this.paintFill(plane, map, part, colour, at);
+    this.stroke(outline(part, plane, at), map, colour, 1.6, dashed ? [5, 4].map((n) => n * this.density()) : []);
+  }
+
+  paintFill(plane, map, part, colour, at) {
+    const { u, v, w } = PLANES[plane];
+    const across = at - part.low[w];
+    if (across < 0 || across >= part.size[w]) return;
+    const steps = [1, part.size[0], part.size[0] * part.size[1]];
+    const picture = new ImageData(part.size[u], part.size[v]);
+    const [red, green, blue] = rgb(colour);
+    for (let j = 0, to = 0; j < part.size[v]; j++) {
+      for (let i = 0; i < part.size[u]; i++, to += 4) {
+        if (part.values[i * steps[u] + j * steps[v] + across * steps[w]]) picture.data.set([red, green, blue, 90], to);
+      }
+    }
+    const small = new OffscreenCanvas(part.size[u], part.size[v]);
+    small.getContext("2d").putImageData(picture, 0, 0);
+    const pen = this.context;
+    pen.save();
+    pen.imageSmoothingEnabled = false;
+    pen.setTransform(map.a, 0, 0, map.d, map.e, map.f);
+    pen.drawImage(small, part.low[u] - 0.5, part.low[v] - 0.5);
+    pen.restore();
+  }
+
+  paintMask(plane, map) {
+    const { w } = PLANES[plane];
+    const { values, size } = this.mask.slice(plane, this.cursor[w]);
+    const { u, v } = PLANES[plane];
+    const part = { low: [0, 0, 0], size: [1, 1, 1], values };
+    [part.size[u], part.size[v], part.low[w]] = [...size, this.cursor[w]];
+    this.stroke(outline(part, plane, this.cursor[w]), map, MASK_COLOUR, 2);
+  }
+
+  paintCross(plane, map) {
+    const { u, v } = PLANES[plane];
+    const pen = this.context;
+    const dense = this.density();
+    const x = map.a * this.cursor[u] + map.e;
+    const y = map.d * this.cursor[v] + map.f;
+    const gap = 12 * dense;
+    pen.lineWidth = dense;
+    pen.strokeStyle = plane === this.plane ? "rgba(255, 214, 102, 0.55)" : "rgba(255, 214, 102, 0.28)";
+    pen.beginPath();
+    for (const [x0, y0, x1, y1] of [
+      [map.left, y, x - gap, y], [x + gap, y, map.left + map.width, y],
+      [x, map.top, x, y - gap], [x, y + gap, x, map.top + map.height],
+    ]) {
+      pen.moveTo(x0, y0);
+      pen.lineTo(x1, y1);
+    }
+    pen.stroke();
+  }
+
+  paintBrush(plane, map) {
+    const { u, v } = PLANES[plane];
+    const { at, radius, colour } = this.brush;
+    const pen = this.context;
+    pen.beginPath();
+    pen.ellipse(
+      map.a * at[u] + map.e, map.d * at[v] + map.f,
+      Math.abs((map.a * radius) / this.image.spacing[u]), Math.abs((map.d * radius) / this.image.spacing[v]),
+      0, 0, 2 * Math.PI,
+    );
+    pen.lineWidth = 1.5 * this.density();
+    pen.strokeStyle = colour;
+    pen.stroke();
+  }
+
+  paintLetters(plane, map) {
+    const pen = this.context;
+    const dense = this.density();
+    const { u, w } = PLANES[plane];
+    const size = 12 * dense;
+    const [right, down] = [map.left + map.width, map.top + map.height];
+    const say = (text, x, y, align, colour = "#8d99a8") => {
+      pen.font = `600 ${size}px system-ui, sans-serif`;
+      pen.textAlign = align;
+      pen.lineWidth = 3 * dense;
+      pen.strokeStyle = "rgba(9, 11, 14, 0.85)";
+      pen.strokeText(text, x, y);
+      pen.fillStyle = colour;
+      pen.fillText(text, x, y);
+    };
+    const pad = 8 * dense;
+    if (this.placed) {
+      const [low, high, top, bottom] = LETTERS[plane];
+      const flipped = u === 0; // x is shown from right to left
+      say(flipped ? "R" : low, map.left + pad, map.top + map.height / 2 - pad, "left");
+      say(flipped ? "L" : high, right - pad, map.top + map.height / 2 - pad, "right");
+      say(top, map.left + map.width / 2 + pad, map.top + size + 2 * dense, "left");
+      say(bottom, map.left + map.width / 2 + pad, down - pad, "left");
+    }
+    const active = plane === this.plane;
+    say(
+      `${plane[0].toUpperCase()}${plane.slice(1)}  ${this.cursor[w] + 1}/${this.image.dims[w]}`,
+      map.left + pad, map.top + size + 2 * dense, "left", active ? "#ffd666" : "#8d99a8",
+    );
+    const unit = [100, 50, 20, 10, 5].find((mm) => (mm / this.image.spacing[u]) * Math.abs(map.a) < map.width / 3) ?? 5;
+    const long = (unit / this.image.spacing[u]) * Math.abs(map.a);
+    pen.fillStyle = "#8d99a8";
+    pen.fillRect(right - pad - long, down - pad, long, 2 * dense);
+    say(`${unit} mm`, right - pad, down - pad - 4 * dense, "right");
+    pen.lineWidth = dense;
+    pen.strokeStyle = active ? "rgba(255, 214, 102, 0.5)" : "#1d242d";
+    pen.strokeRect(map.left + dense / 2, map.top + dense / 2, map.width - dense, map.height - dense);
+  }
+}
+
+function rgb(colour) {
+  return [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+}
