@@ -83,6 +83,16 @@ def test_killed_between_checkpoints_and_resumed_ends_bit_equal(tmp_path: Path, u
     assert_same(out, unbroken)
 
 
+def test_a_checkpoint_by_the_clock_between_two_rows_of_the_curve_resumes_bit_equal(tmp_path: Path, unbroken: Path):
+    out, timed = tmp_path / "run", {**CONFIG, "save_every": 100, "save_minutes": 1e-9}
+    process = start(out, "--kill-in-save", "11", config=timed)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert AtomicCheckpoints().load_checkpoint(out / "checkpoints" / "last.ckpt")["global_step"] == 10
+    train(out, **timed, resume=True)
+    assert_same(out, unbroken)
+
+
 def test_killed_in_the_middle_of_a_write_resumes_from_the_checkpoint_before(tmp_path: Path, unbroken: Path):
     out = tmp_path / "run"
     process = start(out, "--kill-in-save", "12")

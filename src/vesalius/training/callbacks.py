@@ -130,6 +130,19 @@ class Curve(Callback):
         }
         self._log(row | _values(trainer.callback_metrics, validation=False), trainer)
 
+    @property
+    def state_key(self) -> str:
+        """Its name in the checkpoint."""
+        return "Curve"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loss since the last row: a checkpoint may be written between two."""
+        return {"sum": torch.as_tensor(self._sum), "batches": self._batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint was written."""
+        self._sum, self._batches = state_dict["sum"], state_dict["batches"]
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the module measured on the validation set."""
         self._log({"step": trainer.global_step} | _values(trainer.callback_metrics, validation=True), trainer)
@@ -173,25 +186,26 @@ class Curve(Callback):
 
 
 class Checkpoints(Callback):
-    """last.ckpt every so many steps and at the end; best.ckpt whenever validation improves.
+    """last.ckpt every so many steps or minutes and at the end; best.ckpt whenever validation improves.
 
-    last.ckpt is written before the batch after a multiple of `every`, and so after any validation at that step.
+    last.ckpt is written before the first batch of the step after, and so after any validation at that step.
 
     Args:
         run: where to write.
         every: steps.
+        minutes: since the last one was written, or training began.
         monitor: the validation metric that best.ckpt follows; a name that ends in "loss" is to be low, others high.
         resume: best.ckpt, where there is one, is of this run.
     """
 
-    def __init__(self, run: RunFolder, *, every: int, monitor: str, resume: bool):
-        self.run, self.every, self.monitor, self.resume = run, every, monitor, resume
-        self.saved = 0
+    def __init__(self, run: RunFolder, *, every: int, minutes: float, monitor: str, resume: bool):
+        self.run, self.every, self.minutes, self.monitor, self.resume = run, every, minutes, monitor, resume
+        self.saved, self.clock = 0, time.monotonic()
         self.score = -math.inf
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember what is there."""
-        self.saved = trainer.global_step
+        self.saved, self.clock = trainer.global_step, time.monotonic()
         # The checkpoint was written with one batch ready and not started; Lightning takes that back in the epoch's
         # count only, and validates by the total.
         trainer.fit_loop.epoch_loop.batch_progress.total.reset_on_restart()
@@ -200,7 +214,12 @@ class Checkpoints(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Write last.ckpt when it is time."""
-        if trainer.global_step > self.saved and trainer.global_step % self.every == 0:
+        if batch_idx % trainer.accumulate_grad_batches or trainer.global_step <= self.saved:
+            return
+        late = time.monotonic() - self.clock > 60 * self.minutes
+        if trainer.world_size > 1:  # clocks differ, and all processes must write together
+            late = trainer.strategy.reduce_boolean_decision(late, all=False)
+        if late or trainer.global_step % self.every == 0:
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -229,7 +248,7 @@ class Checkpoints(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.run.last)
-        self.saved = trainer.global_step
+        self.saved, self.clock = trainer.global_step, time.monotonic()
 
 
 class Bar(Callback):

@@ -49,6 +49,7 @@ class TrainConfig:
         workers: processes that prepare images; 0 = the training process itself.
         seed: of everything random.
         save_every: steps between checkpoints.
+        save_minutes: minutes after which one is written whatever the step.
         val_every: steps between validations; None = a tenth of the training.
         log_every: steps between rows of metrics.csv.
         grad_clip: largest norm of the gradient; None = as it is.
@@ -70,6 +71,7 @@ class TrainConfig:
     workers: int = 0
     seed: int = 0
     save_every: int = 100
+    save_minutes: float = 5.0
     val_every: int | None = None
     log_every: int = 10
     grad_clip: float | None = None
@@ -80,6 +82,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "devices", "nodes", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}", remedy="give a number of at least 1")
+        if not self.save_minutes > 0:
+            raise ConfigError(f"save_minutes = {self.save_minutes}", remedy="give a number above 0")
         if self.precision not in _PRECISION:
             raise ConfigError(f"precision = {self.precision!r}", remedy=f"use one of {', '.join(_PRECISION)}")
         if not 0 <= self.ema < 1:
@@ -146,7 +150,8 @@ def fit(
     curve = Curve(run, every=config.log_every, always=config.save_every)
     callbacks: list[Callback] = [Steps(batches), curve]
     if run is not None:
-        callbacks.append(Checkpoints(run, every=config.save_every, monitor=monitor, resume=resumed))
+        every, minutes = config.save_every, config.save_minutes
+        callbacks.append(Checkpoints(run, every=every, minutes=minutes, monitor=monitor, resume=resumed))
     if config.ema:
         # as a linear interpolation, so that what does not move stays as it is, to the last bit
         callbacks.append(WeightAveraging(use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(config.ema)))
@@ -179,7 +184,8 @@ def fit(
             raise VesaliusError(
                 f"interrupted at step {trainer.global_step}",
                 path=None if run is None else run.path,
-                remedy=f"continue with --resume, from the last checkpoint (--save_every {config.save_every})",
+                remedy="continue with --resume, from the last checkpoint "
+                f"(--save_every {config.save_every}, --save_minutes {config.save_minutes:g})",
             ) from error
     return _summary(trainer.global_step, curve.rows)
 
