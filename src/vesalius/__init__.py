@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vesalius.data.phantoms import phantom
     from vesalius.data.table import load_table
     from vesalius.errors import VesaliusError
+    from vesalius.evaluation.segment import segment
     from vesalius.evaluation.verbs import evaluate, predict
     from vesalius.evaluation.verify import verify
     from vesalius.images import read
@@ -51,6 +52,7 @@ _HOME = {
     "pretrain_system": "vesalius.training.verbs",
     "read": "vesalius.images",
     "run_report": "vesalius.report.run",
+    "segment": "vesalius.evaluation.segment",
     "verify": "vesalius.evaluation.verify",
 }
 
@@ -72,6 +74,7 @@ __all__ = [
     "pretrain_system",
     "read",
     "run_report",
+    "segment",
     "verify",
 ]
 

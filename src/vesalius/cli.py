@@ -138,6 +138,17 @@ VERBS = {
         ),
         positional=("run", "inputs"),
     ),
+    "segment": Verb(
+        "ask a SAM for the mask of a click or a box, or for everything in an image",
+        "vesalius.evaluation.segment:segment",
+        (
+            "vesalius segment image.dcm --base sam_vit_b_01ec64.pth --point 120,84 --out out/",
+            "vesalius segment ct.nii.gz --base sam_vit_b_01ec64.pth --frame 40 --window 40 400 --box 90,60,160,120"
+            " --out out/",
+            "vesalius segment image.png --base sam_vit_b_01ec64.pth --automatic --image_size 512 --out out/",
+        ),
+        positional=("image",),
+    ),
     "collapse": Verb(
         "fold the prompts of an EPT run into one logit a token",
         "vesalius.commands:collapse",

@@ -80,10 +80,10 @@ def draw_shapes(count: int, size: int, chance: torch.Generator, *, shapes: int =
     inside = forms.gather(0, kind[None].expand(1, *u.shape))[0] < 1
     labels = (inside * torch.arange(1, shapes + 1)[:, None, None]).amax(1)
 
-    grey = torch.cat([uniform(0.3, 0.5, 1), uniform(0.05, 0.95, shapes)], dim=1)
-    background = F.interpolate(uniform(-0.15, 0.15, 1, 4, 4), size, mode="bicubic")[:, 0]
+    grey = torch.cat([uniform(0.35, 0.5, 1), uniform(0.05, 0.95, shapes)], dim=1)
+    background = F.interpolate(uniform(-0.08, 0.08, 1, 4, 4), size, mode="bicubic")[:, 0]
     picture = grey.gather(1, labels.flatten(1)).view_as(background) + background * (labels == 0)
-    picture = picture + 0.06 * torch.randn(picture.shape, generator=chance)
+    picture = picture + 0.04 * torch.randn(picture.shape, generator=chance)
 
     seen = torch.stack([labels == label for label in range(1, shapes + 1)] + [labels >= shapes - 1], dim=1)
     chosen = torch.multinomial((seen.float().mean((2, 3)) > SMALLEST).float() + 1e-9, 2, generator=chance)

@@ -187,7 +187,7 @@ def predict_file(
     if task.TASK == "classification":
         rows = [task.row(p, image) for p, image in zip(predictions, images, strict=True)]
         return [row | {"outputs": ""} for row in rows]
-    chosen = tuple(formats) if formats is not None else (_own_format(source.path, task.TASK),)
+    chosen = tuple(formats) if formats is not None else (own_format(source.path, task.TASK),)
     whole = read(source.path) if len(header.size) == 3 else None
     if task.TASK == "segmentation":
         masks = [task.labels(p, image.size) for p, image in zip(predictions, images, strict=True)]
@@ -280,7 +280,8 @@ def _per_frame(stem: Path, images: Sequence[Image], suffix: str) -> list[Path]:
     return [stem.with_name(f"{stem.name}_f{image.frame:04d}{suffix}") for image in images]
 
 
-def _own_format(path: Path, task: str) -> str:
+def own_format(path: Path, task: str) -> str:
+    """The format that goes with a file's own."""
     name = path.name.lower()
     if name.endswith(NIFTI):
         return "nifti"

@@ -16,6 +16,7 @@ from torch import Tensor
 from vesalius.data.contract import InputContract
 from vesalius.errors import WeightsError
 from vesalius.nn.sam import SAM_PRESETS, SamConfig, SamDecoderConfig, resize_positions
+from vesalius.nn.sam_decoder import Sam
 from vesalius.published.keys import Keys, Request
 
 LICENCE = "Apache-2.0"
@@ -89,6 +90,22 @@ def network(keys: Keys, request: Request, *, preset: str | None = None) -> dict[
     keys.move_all("", "", ("prompt_encoder.", "mask_decoder."))
     name = "sam" if request.part == "promptable" else "sam_encoder"
     return {"name": name, "config": asdict(replace(config, image_size=size))}
+
+
+def at_size(sam: Sam, image_size: int) -> Sam:
+    """The same network for images of another size: the tables of the whole grid are resized, nothing else.
+
+    Raises:
+        ConfigError: not a multiple of the patch size.
+    """
+    config = replace(sam.config, image_size=image_size)
+    state = {
+        name: resize_table(tensor, config.grid) if _depends_on_size(name.removeprefix(ENCODER), config) else tensor
+        for name, tensor in sam.state_dict().items()
+    }
+    resized = Sam(config)
+    resized.load_state_dict(state)
+    return resized.to(sam.pixel_mean.device).eval()
 
 
 def _official(keys: Keys) -> None:
