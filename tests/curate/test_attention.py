@@ -113,22 +113,24 @@ def test_opening_is_that_of_a_box_with_nothing_beyond_the_volume():
         assert np.array_equal(_opened(mask, widths), ndimage.binary_opening(mask, element)), widths
 
 
-def test_slabs_change_nothing(monkeypatch):
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_slabs_and_order_in_memory_change_nothing(monkeypatch, order):
     rng = np.random.default_rng(1)
     fields = [ndimage.gaussian_filter(rng.standard_normal((3, *SHAPE)), (0, 2, 2, 2)) for _ in range(2)]
     chances = [(255 / (1 + np.exp(-40 * field))).astype(np.uint8) for field in fields]
     names = ["liver", "spleen"]
 
-    def run():
+    def run(order="C"):
+        laid = [np.asarray(chance, order=order) for chance in chances]
         return maps_of(
-            lambda name: [Proposal.from_probability(p, p > 127) for p in chances[names.index(name)]],
+            lambda name: [Proposal.from_probability(p, p > 127) for p in laid[names.index(name)]],
             names,
             config=AttentionConfig(weights=(1.0, 2.0, 0.5), opening=3.0),
         )
 
     whole = run()
-    monkeypatch.setattr(module, "SLAB", 2 * SHAPE[1] * SHAPE[2])
-    for name, maps in run().items():
+    monkeypatch.setattr(module, "SLAB", 2 * SHAPE[1] * SHAPE[2] + 7)
+    for name, maps in run(order).items():
         assert maps.summary() == pytest.approx(whole[name].summary())
         for kind in ("average", "inconsistency", "uncertainty", "overlap", "attention"):
             assert np.array_equal(maps.full(kind), whole[name].full(kind))

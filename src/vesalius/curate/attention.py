@@ -21,12 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vesalius.curate.proposals import Bytes, Mask, Masks, Proposal, Read, box_of, read_all, slabs
+from vesalius.curate.proposals import Bytes, Mask, Masks, Proposal, Read, box_of, flat, read_all, slabs, summed
 from vesalius.data.abdomen import TEMPLATE
 from vesalius.data.class_tables import ClassTable
 from vesalius.data.volumes.transforms import Box
@@ -170,22 +171,23 @@ def attention_maps(
     config = config or AttentionConfig()
     widths = config.half_widths(spacing)
     compared = [name for name in masks if _overlaps_count(name, table, config)]
-    holders = np.zeros(masks.shape, np.uint8)
-    for name in compared:
-        holders += masks[name].view(np.uint8)
+    holders: Bytes | None = None
     for structure in targets:
         if structure not in masks:
             continue
-        proposals, average = read_all(read, structure), masks[structure]
+        if holders is None:
+            layers = (masks[name].view(np.uint8) for name in compared)
+            holders = reduce(np.add, layers, np.zeros_like(masks[structure], np.uint8))
+        proposals, average = read_all(read, structure, masks.order), masks[structure]
         differ, unsure = _above(proposals, config)
         box = box_of(differ | unsure | average)
-        differ, unsure, average = _opened(differ[box], widths), _opened(unsure[box], widths), average[box]
-        others = holders[box].copy()
+        differ, unsure, average = _opened(differ[box], widths), _opened(unsure[box], widths), average[box].copy("K")
+        others = holders[box].copy("K")
         for name in {structure, *_shared(structure, table, config)} & set(compared):
             others -= masks[name][box].view(np.uint8)
         near = [
-            Proposal(proposal.soft[box], None if proposal.entropy is None else proposal.entropy[box])
-            for proposal in proposals
+            Proposal(one.soft[box].copy("K"), None if one.entropy is None else one.entropy[box].copy("K"))
+            for one in proposals
         ]
         yield _combined(structure, masks.shape, box, near, differ, unsure, average, (others > 0) & average, config,
                         tuple(spacing) if spacing else None)  # fmt: skip
@@ -205,24 +207,25 @@ def _combined(
 ) -> StructureMaps:
     """The values of the three terms where they count, and their weighted sum over its maximum."""
     attended = differ | unsure | overlap
-    inconsistency, uncertainty, attention = (np.zeros(attended.shape, np.uint8) for _ in range(3))
+    inconsistency, uncertainty, attention = (np.zeros_like(attended, np.uint8) for _ in range(3))
     sums = []
-    for slab in slabs(attended.shape):
-        at, d, u = attended[slab], differ[slab], unsure[slab]
+    for slab in slabs(attended.size):
+        at = flat(attended)[slab]
         total = np.zeros(int(np.count_nonzero(at)))
-        for weight, where, values_of, out in (
-            (config.weights[0], d, _deviation, inconsistency),
-            (config.weights[1], u, _doubt, uncertainty),
+        for weight, mask, values_of, out in (
+            (config.weights[0], differ, _deviation, inconsistency),
+            (config.weights[1], unsure, _doubt, uncertainty),
         ):
+            where = flat(mask)[slab]
             if where.any():
                 values = values_of(proposals, slab, where)
-                out[slab][where] = (values * 255).astype(np.uint8)
+                flat(out)[slab][where] = (values * 255).astype(np.uint8)
                 total[where[at]] += weight * values
-        sums.append(total + config.weights[2] * overlap[slab][at])
+        sums.append(total + config.weights[2] * flat(overlap)[slab][at])
     largest = max((total.max() for total in sums if total.size), default=0.0)
-    for slab, total in zip(slabs(attended.shape), sums, strict=True):
+    for slab, total in zip(slabs(attended.size), sums, strict=True):
         if largest > 0:
-            attention[slab][attended[slab]] = (total / largest * 255).astype(np.uint8)
+            flat(attention)[slab][flat(attended)[slab]] = (total / largest * 255).astype(np.uint8)
     strength = float(sum(total.sum() for total in sums))
     return StructureMaps(
         structure, shape, box, inconsistency, uncertainty, overlap, attention, attended, average, strength, spacing
@@ -234,37 +237,31 @@ def _above(proposals: Sequence[Proposal], config: AttentionConfig) -> tuple[Mask
 
     Bytes tell cheaply where a value can be above its threshold at all; it is computed there alone.
     """
-    shape = proposals[0].soft.shape
-    differ, unsure = np.zeros((2, *shape), np.bool_)
-    doubts = [proposal.entropy for proposal in proposals if proposal.entropy is not None]
-    for slab in slabs(shape):
-        if len(proposals) > 1:
-            high, low = proposals[0].soft[slab].copy(), proposals[0].soft[slab].copy()
-            for proposal in proposals[1:]:
-                np.maximum(high, proposal.soft[slab], out=high)
-                np.minimum(low, proposal.soft[slab], out=low)
+    differ, unsure = (np.zeros_like(proposals[0].soft, np.bool_) for _ in range(2))
+    for slab in slabs(differ.size):
+        parts = [flat(proposal.soft)[slab] for proposal in proposals]
+        if len(parts) > 1 and any(part.any() for part in parts):
             # A standard deviation is at most half the range.
-            possible = high - low >= max(int(2 * 255 * config.inconsistency) - 1, 1)
+            spread = reduce(np.maximum, parts) - reduce(np.minimum, parts)
+            possible = spread >= max(int(2 * 255 * config.inconsistency) - 1, 1)
             if possible.any():
-                differ[slab][possible] = _deviation(proposals, slab, possible) > config.inconsistency
-        if doubts:
-            total = np.zeros(unsure[slab].shape, np.uint16)
-            for doubt in doubts:
-                total += doubt[slab]
-            possible = total >= max(int(255 * config.uncertainty * len(doubts)) - 1, 1)
+                flat(differ)[slab][possible] = _deviation(proposals, slab, possible) > config.inconsistency
+        doubts = [flat(proposal.entropy)[slab] for proposal in proposals if proposal.entropy is not None]
+        if any(doubt.any() for doubt in doubts):
+            possible = summed(doubts) >= max(int(255 * config.uncertainty * len(doubts)) - 1, 1)
             if possible.any():
-                unsure[slab][possible] = _doubt(proposals, slab, possible) > config.uncertainty
+                flat(unsure)[slab][possible] = _doubt(proposals, slab, possible) > config.uncertainty
     return differ, unsure
 
 
 def _deviation(proposals: Sequence[Proposal], slab: slice, where: Mask) -> NDArray[np.float64]:
     """Standard deviation over models (of the population) at `where` in a slab."""
-    return np.asarray(np.std([proposal.soft[slab][where] / 255 for proposal in proposals], axis=0))
+    return np.asarray(np.std([flat(proposal.soft)[slab][where] / 255 for proposal in proposals], axis=0))
 
 
 def _doubt(proposals: Sequence[Proposal], slab: slice, where: Mask) -> NDArray[np.float64]:
     """Mean entropy over the models that have one."""
-    doubts = [proposal.entropy[slab][where] / 255 for proposal in proposals if proposal.entropy is not None]
+    doubts = [flat(proposal.entropy)[slab][where] / 255 for proposal in proposals if proposal.entropy is not None]
     return np.asarray(sum(doubts) / len(doubts))
 
 
@@ -273,12 +270,12 @@ def _opened(mask: Mask, half_widths: Sequence[int]) -> Mask:
 
     A box is three lines, so that shifted copies of the whole array do it: faster than a structuring element.
     """
-    opened = mask.copy()
+    opened = mask.copy("K")  # as it lies in memory
     for grow in (False, True):
         for axis, width in enumerate(half_widths):
             if not width:
                 continue
-            before, line = np.moveaxis(opened.copy(), axis, 0), np.moveaxis(opened, axis, 0)
+            before, line = np.moveaxis(opened.copy("K"), axis, 0), np.moveaxis(opened, axis, 0)
             for step in range(1, width + 1):
                 if grow:
                     line[step:] |= before[:-step]

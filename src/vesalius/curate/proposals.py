@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from vesalius.tasks.organs import clean
 
 Mask = NDArray[np.bool_]
 Bytes = NDArray[np.uint8]
+Order = Literal["C", "F"]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 AROUND = 8
 """Voxels that the rules of `vesalius.tasks.organs` look beyond a mask."""
@@ -80,22 +83,26 @@ Read = Callable[[str], Sequence[Proposal]]
 class Masks:
     """Binary volumes by name, a bit a voxel.
 
+    Args:
+        shape: of each.
+        order: of their voxels in memory: "C" with the last axis running fastest, "F" with the first, as in NIfTI.
+
     >>> masks = Masks((1, 1, 3))
     >>> masks["liver"] = np.array([[[True, False, True]]])
     >>> masks["liver"].tolist(), list(masks)
     ([[[True, False, True]]], ['liver'])
     """
 
-    def __init__(self, shape: Sequence[int]) -> None:
-        self.shape = tuple(shape)
+    def __init__(self, shape: Sequence[int], order: Order = "C") -> None:
+        self.shape, self.order = tuple(shape), order
         self._bits: dict[str, Bytes] = {}
 
     def __setitem__(self, name: str, mask: Mask) -> None:
-        self._bits[name] = np.packbits(mask)
+        self._bits[name] = np.packbits(mask.ravel(self.order))
 
     def __getitem__(self, name: str) -> Mask:
-        found = np.unpackbits(self._bits[name], count=prod(self.shape)).view(np.bool_)
-        return found.reshape(self.shape)
+        flags = np.unpackbits(self._bits[name], count=prod(self.shape)).view(np.bool_)
+        return flags.reshape(self.shape, order=self.order)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._bits)
@@ -121,18 +128,17 @@ def average_masks(read: Read, structures: Sequence[str], *, table: ClassTable | 
     """
     raw: Masks | None = None
     for structure in structures:
-        proposals = read_all(read, structure)
+        proposals = read_all(read, structure, raw.order if raw else None)
         if not proposals:
             continue
-        mask = np.empty(proposals[0].soft.shape, np.bool_)
-        raw = raw or Masks(mask.shape)
+        mask = np.zeros_like(proposals[0].soft, np.bool_)
+        raw = raw or Masks(mask.shape, "C" if mask.flags.c_contiguous else "F")
         if mask.shape != raw.shape:
             raise VesaliusError(f"{structure} has {mask.shape} voxels, the others {raw.shape}")
-        for slab in slabs(mask.shape):
-            total = np.zeros(mask[slab].shape, np.uint16)
-            for proposal in proposals:
-                total += proposal.soft[slab]
-            np.greater(total, 255 * len(proposals) // 2, out=mask[slab])
+        for slab in slabs(mask.size):
+            parts = [flat(proposal.soft)[slab] for proposal in proposals]
+            if any(part.any() for part in parts):  # most of a volume is empty, and that is quickly seen
+                flat(mask)[slab] = summed(parts) > 255 * len(parts) // 2
         raw[structure] = mask
     if raw is None:
         return Masks((0, 0, 0))
@@ -141,7 +147,7 @@ def average_masks(read: Read, structures: Sequence[str], *, table: ClassTable | 
 
 def _cleaned(raw: Masks, table: ClassTable) -> Masks:
     """Every mask by its rule, in the box that it and what the rule needs fill."""
-    done = Masks(raw.shape)
+    done = Masks(raw.shape, raw.order)
     for name in raw:
         if name in done:
             continue
@@ -163,31 +169,52 @@ def _cleaned(raw: Masks, table: ClassTable) -> Masks:
         cleaned = clean(np.stack([mask[box] for mask in masks.values()]), list(masks), rules="atlas", table=table)
         for other, mask in zip(masks, cleaned, strict=True):
             if other == name or other in sides:
-                whole = np.zeros(raw.shape, np.bool_)
+                whole = np.zeros_like(masks[other])
                 whole[box] = mask
                 done[other] = whole
     return done
 
 
-def read_all(read: Read, structure: str) -> Sequence[Proposal]:
-    """What `read` gives.
+def read_all(read: Read, structure: str, order: Order | None = None) -> list[Proposal]:
+    """What `read` gives, all in one order in memory: that of the first, unless it is given.
 
     Raises:
         VesaliusError: proposals of different shapes.
     """
-    proposals = read(structure)
+    proposals = list(read(structure))
     if len({proposal.soft.shape for proposal in proposals}) > 1:
         raise VesaliusError(
             f"models segment {structure} on volumes of different shapes", remedy="bring all onto the image's voxels"
         )
-    return proposals
+    if proposals and order is None:
+        flags = proposals[0].soft.flags
+        order = "F" if flags.f_contiguous and not flags.c_contiguous else "C"
+    return [
+        Proposal(
+            np.asarray(proposal.soft, order=order),
+            None if proposal.entropy is None else np.asarray(proposal.entropy, order=order),
+        )
+        for proposal in proposals
+    ]
 
 
-def slabs(shape: Sequence[int]) -> Iterator[slice]:
-    """Parts of the first axis, of about `SLAB` voxels."""
-    step = max(SLAB // max(prod(shape[1:]), 1), 1)
-    for start in range(0, shape[0], step):
-        yield slice(start, min(start + step, shape[0]))
+def summed(parts: Sequence[Bytes]) -> NDArray[np.uint16]:
+    """The sum of bytes, in their own order in memory."""
+    total = parts[0].astype(np.uint16)
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def flat(array: NDArray[Scalar]) -> NDArray[Scalar]:
+    """A view of a contiguous array's elements as they lie in memory."""
+    return (array if array.flags.c_contiguous else array.T).reshape(-1)
+
+
+def slabs(size: int) -> Iterator[slice]:
+    """Parts of `flat` arrays."""
+    for start in range(0, size, SLAB):
+        yield slice(start, min(start + SLAB, size))
 
 
 def box_of(mask: Mask) -> Box:
