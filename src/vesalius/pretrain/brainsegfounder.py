@@ -308,9 +308,9 @@ class BrainSegFounder(Clipped, VolumePretraining):
         config = {"encoder": architecture(network.encoder), "embedding": network.embedding, "hidden": None}
         return {"name": "swin_ssl", "config": config}
 
-    def samples(self, table: pl.DataFrame, cache: Path) -> VolumeDataset:
+    def samples(self, table: pl.DataFrame, cache: Path, *, workers: int = 0) -> VolumeDataset:
         """Scans without the empty border."""
-        return VolumeDataset(table, self.contract, cache=cache, crop=True)
+        return VolumeDataset(table, self.contract, cache=cache, crop=True, workers=workers)
 
     def view(self, sample: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Crops ``[crops_per_volume, C, D, S, S]`` in [0, 1] of one scan, and a seed for what happens to them."""

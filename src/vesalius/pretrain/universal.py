@@ -326,7 +326,7 @@ class Universal(VolumePretraining):
         """The class table, by which predictions are cleaned and datasets read, and where the embeddings are from."""
         return {"classes": self.table.to_dict(), "text": self.text}
 
-    def samples(self, table: pl.DataFrame, cache: Path) -> VolumeDataset:
+    def samples(self, table: pl.DataFrame, cache: Path, *, workers: int = 0) -> VolumeDataset:
         """Volumes without the empty border, masks by the class table's names, left and right told apart."""
         named, left_out = self.table.translate(table)
         for dataset, names in left_out.items():
@@ -340,6 +340,7 @@ class Universal(VolumePretraining):
             cache=cache,
             crop=True,
             relabel=Sides(self.table),
+            workers=workers,
         )
 
     def sampling_weights(self, table: pl.DataFrame) -> np.ndarray | None:

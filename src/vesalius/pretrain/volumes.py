@@ -108,8 +108,8 @@ class VolumePretraining(L.LightningModule):
         return {}
 
     @abstractmethod
-    def samples(self, table: pl.DataFrame, cache: Path) -> Dataset[dict[str, Any]]:
-        """The samples of a part of a table, prepared in the folder `cache`."""
+    def samples(self, table: pl.DataFrame, cache: Path, *, workers: int = 0) -> Dataset[dict[str, Any]]:
+        """The samples of a part of a table, prepared in the folder `cache` by so many processes."""
 
     def sampling_weights(self, table: pl.DataFrame) -> np.ndarray | None:
         """None: every volume is drawn once an epoch."""

@@ -118,10 +118,10 @@ def extend_run(
     if is_first_process():
         write_seen(folder, train=train, val=val, earlier=read_seen(RunFolder(Path(run))))
     place = Path(cache) if cache is not None else folder.path.parent / "cache"
-    held = None if val.is_empty() else module.samples(val, place)
+    held = None if val.is_empty() else module.samples(val, place, workers=options.workers)
     summary = fit(
         module,
-        module.samples(train, place),
+        module.samples(train, place, workers=options.workers),
         folder,
         options,
         val=held,
@@ -136,7 +136,10 @@ def extend_run(
         if touched and not pseudo_labels:
             raise VesaliusError(f"{touched[0]} was changed", path=folder.path, remedy="please report this as a bug")
         sets = [] if held is None else [held]
-        sets += [module.samples(part, place) for part in _old_validation(old_tables, named=bool(old_data))]
+        sets += [
+            module.samples(part, place, workers=options.workers)
+            for part in _old_validation(old_tables, named=bool(old_data))
+        ]
         old = _compare(module, sets)
         write_text(folder.path / "extension.json", json.dumps({"class": entry.name, "old": old}, indent=2) + "\n")
         how = "all weights with pseudo labels" if pseudo_labels else "its own head alone"

@@ -61,7 +61,7 @@ class ImagePretraining:
         """Fill the encoder from another backbone of the same shape; its card, without the notes of that file."""
         return replace(initialise(self.module.encoder, spec), notes=())
 
-    def samples(self, table: pl.DataFrame, cache: Path) -> ImageDataset:
+    def samples(self, table: pl.DataFrame, cache: Path, *, workers: int = 0) -> ImageDataset:
         """The images, in memory where they fit; `cache` is for volumes."""
         contract = self.module.contract
         blurs = contract.blur is not None  # the sharp image is then what is to be restored

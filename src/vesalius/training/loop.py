@@ -46,7 +46,7 @@ class TrainConfig:
         compile: run the networks through torch.compile.
         channels_last: keep convolutions' weights in channels-last order (faster on GPUs).
         ema: decay of the weights' exponential moving average, which is then what is validated and saved; 0 = none.
-        workers: processes that prepare images; 0 = the training process itself.
+        workers: processes that prepare images, and fill the cache of volumes; 0 = the training process itself.
         seed: of everything random.
         save_every: steps between checkpoints.
         save_minutes: minutes after which one is written whatever the step.

@@ -115,10 +115,10 @@ def pretrain_system(
     folder = Path(cache) if cache is not None else run.path.parent / "cache"
     summary = fit(
         module,
-        face.samples(train, folder),
+        face.samples(train, folder, workers=options.workers),
         run,
         options,
-        val=None if val.is_empty() else face.samples(val, folder),
+        val=None if val.is_empty() else face.samples(val, folder, workers=options.workers),
         weights=face.sampling_weights(train),
         monitor=face.monitor,
         resume=resume,

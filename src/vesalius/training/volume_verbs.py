@@ -126,7 +126,7 @@ def adapt_volumes(
         preset = "tiny" if trunk.bottleneck_channels < TINY_WIDTH else "paper"
     if preset not in PRESETS:
         raise ConfigError(f"unknown preset {preset!r}", remedy=nearest(preset, PRESETS))
-    given = {"lr": lr, "flip": flip, "scale": scale, "shift": shift, "foreground": foreground}
+    given: dict[str, Any] = {"lr": lr, "flip": flip, "scale": scale, "shift": shift, "foreground": foreground}
     config = replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
     config = replace(config, crop=_sides(crop, trunk) or config.crop)
     options = train_options(training, images=config.images, epochs=config.epochs, steps=config.steps, train=len(train))
@@ -156,7 +156,9 @@ def adapt_volumes(
     sets = [
         None
         if part.is_empty()
-        else VolumeDataset(part, contract, task="segmentation", classes=names, cache=folder, crop=True)
+        else VolumeDataset(
+            part, contract, task="segmentation", classes=names, cache=folder, crop=True, workers=options.workers
+        )
         for part in (train, val)
     ]
     assert sets[0] is not None

@@ -120,6 +120,18 @@ def test_two_runs_at_once_prepare_a_case_once(tmp_path, table):
     assert sum(count for count, _ in found) == 1 and len({total for _, total in found}) == 1
 
 
+def test_several_processes_fill_one_cache_and_name_the_case_that_fails(tmp_path, table):
+    plain = VolumeDataset(table, CONTRACT, task="segmentation")
+    filled = VolumeDataset(table, CONTRACT, task="segmentation", cache=tmp_path / "cache", workers=2)
+    assert len(list((tmp_path / "cache").glob("*/case.json"))) == 4
+    assert all(samples_equal(plain[k], filled[k]) for k in range(4))
+    bad = table["path"][2].split(";")[1]
+    image = nibabel.load(bad)
+    nibabel.save(nibabel.Nifti1Image(np.full(image.shape, np.nan, np.float32), image.affine), bad)
+    with pytest.raises(VesaliusError, match=f"{Path(bad).name}.*NaN"):
+        VolumeDataset(table, CONTRACT, cache=tmp_path / "other", workers=2)
+
+
 def test_a_killed_preparation_leaves_no_half_case(tmp_path, table):
     cache, row = VolumeCache(tmp_path / "cache", CONTRACT, classes=CLASSES), table.to_dicts()[0]
     if (child := os.fork()) == 0:

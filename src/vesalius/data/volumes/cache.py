@@ -13,12 +13,15 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from vesalius.data.progress import track
@@ -67,13 +70,19 @@ class VolumeCache:
         self._transform = json.dumps(what, sort_keys=True)
         self._keys: dict[str, str] = {}
 
-    def build(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def build(self, rows: Sequence[Mapping[str, Any]], *, workers: int = 0) -> None:
         """Prepare the cases that are not there yet, after saying how much disk they take.
 
+        Args:
+            rows: of a table.
+            workers: processes that prepare cases, each of which needs the memory of one; 0 is this one.
+
         Raises:
-            VesaliusError: the disk is too small, or a case cannot be prepared; names it.
+            VesaliusError: the disk is too small, a case cannot be prepared (names it), or a process was killed.
         """
-        missing = [row for row in track(rows, len(rows), "looking at volumes") if not self._entry(row).is_dir()]
+        with ThreadPoolExecutor(max(workers, 1)) as readers:  # hashing waits for the disk
+            entries = track(readers.map(self._entry, rows), len(rows), "looking at volumes")
+            missing = [row for row, entry in zip(rows, list(entries), strict=True) if not entry.is_dir()]
         if not missing:
             return
         needed, free = sum(self.estimate(row) for row in missing), shutil.disk_usage(self.folder).free
@@ -83,8 +92,23 @@ class VolumeCache:
             raise VesaliusError(
                 f"{said[0].upper()}{said[1:]}", path=self.folder, remedy="choose a folder on a larger disk"
             )
-        for row in track(missing, len(missing), "preparing volumes"):
-            self.get(row)
+        if workers < 2:
+            for row in track(missing, len(missing), "preparing volumes"):
+                self.get(row)
+            return
+        # One thread a process: threads of the parent's are not there after a fork.
+        with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            done = [pool.submit(self._prepare, row) for row in missing]
+            try:
+                for each in track(as_completed(done), len(done), "preparing volumes"):
+                    each.result()
+            except BrokenProcessPool as error:
+                raise VesaliusError(
+                    "a process that prepared volumes was killed, most often for lack of memory",
+                    remedy="use fewer workers (0 prepares them in the training process)",
+                ) from error
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def get(self, row: Mapping[str, Any]) -> Prepared:
         """A row's case, prepared now if it is not there yet; arrays are memory-mapped, copied only where written to.
@@ -107,6 +131,10 @@ class VolumeCache:
             return Prepared(arrays["image"], arrays["limits"], arrays.get("mask"), arrays["points"])
         except (OSError, ValueError, KeyError) as error:
             raise VesaliusError(f"cannot be read ({error})", path=entry, remedy="delete this folder") from error
+
+    def _prepare(self, row: Mapping[str, Any]) -> None:
+        """As `get`, for another process, which has no use for what it returns."""
+        self.get(row)
 
     def estimate(self, row: Mapping[str, Any]) -> int:
         """Bytes that a row's case takes at most, from its size and spacing: 4 a voxel and channel, 1 for the mask."""

@@ -47,6 +47,7 @@ class VolumeDataset(Dataset[Sample]):
             time that it is asked for.
         crop: leave out the border without foreground.
         relabel: of `vesalius.data.volumes.prepare.prepare`.
+        workers: processes that fill the cache.
 
     Raises:
         ConfigError: an unknown task or class.
@@ -63,6 +64,7 @@ class VolumeDataset(Dataset[Sample]):
         cache: str | Path | None = None,
         crop: bool = False,
         relabel: Relabel | None = None,
+        workers: int = 0,
     ) -> None:
         if task is not None and task not in TASKS:
             raise ConfigError(f"unknown task {task!r} for volumes", remedy=nearest(task, TASKS))
@@ -92,7 +94,7 @@ class VolumeDataset(Dataset[Sample]):
             None if cache is None else VolumeCache(cache, contract, classes=self._numbered, crop=crop, relabel=relabel)
         )
         if self.cache is not None:
-            self.cache.build(self._rows)
+            self.cache.build(self._rows, workers=workers)
 
     def __len__(self) -> int:
         return len(self._rows)
