@@ -181,9 +181,8 @@ def read_file(data: bytes, image: Image, structure: str, table: ClassTable) -> N
     if len(values) < 2:
         return labels != 0
     if wanted not in values:
-        raise Refused(
-            f"the file holds {len(values)} labels, none of which is {structure} (number {wanted or 'unknown'})"
-        )
+        number = f"number {wanted}" if wanted else "by name"
+        raise Refused(f"the file holds {len(values)} labels, and none is {structure} ({number})")
     return labels == wanted
 
 

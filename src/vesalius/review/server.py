@@ -27,7 +27,7 @@ from vesalius.errors import ConfigError, VesaliusError
 from vesalius.images import Image
 from vesalius.review import viewer
 from vesalius.review.edits import Grid, Refused, decode_mask, encode, pack, read_file
-from vesalius.review.security import Guard
+from vesalius.review.security import LIMIT, Guard
 
 PAGE = Path(__file__).parent / "page"
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
@@ -77,6 +77,7 @@ def make_app(
     who: str = "",
     reader: str = "first",
     show_tags: Sequence[str] = (),
+    limit: int = LIMIT,
 ) -> Guard:
     """The page's server as an ASGI application.
 
@@ -86,6 +87,7 @@ def make_app(
         host, port: that it listens on.
         who: the name that the page proposes for the reader.  reader: first or second.
         show_tags: names of `Image.tags` that may be shown.
+        limit: bytes of a request.
     """
     app = FastAPI(title="Vesalius review", docs_url=None, redoc_url=None, openapi_url=None)
     volumes = Volumes(atlas)
@@ -207,7 +209,7 @@ def make_app(
         saved = atlas.save_review(case, structure, mask, **judgement.model_dump(exclude={"mask"}))
         return _review(saved)
 
-    return Guard(app, token, host, port)
+    return Guard(app, token, host, port, limit)
 
 
 def _is_ct(modality: str | None, array: NDArray[Any]) -> bool:

@@ -15,19 +15,28 @@ export class Mask {
     this.dims = dims;
     this.spacing = spacing;
     this.steps = [1, dims[0], dims[0] * dims[1]];
-    this.data = data;
-    this.load(data);
-  }
-
-  /** Starts anew from `data`, which is copied; strokes are forgotten. */
-  load(data) {
-    this.data = Uint8Array.from(data, (value) => (value ? 1 : 0));
-    this.count = this.data.reduce((sum, value) => sum + value, 0);
+    this.data = data; // of 0 and 1, and from now on the mask's own
+    this.count = 0;
+    for (let i = 0; i < data.length; i++) this.count += data[i];
     this.past = [];
     this.future = [];
     this.stroke = null;
     this.drawn = { axial: new Set(), coronal: new Set(), sagittal: new Set() };
     this.edited = false;
+    this.clean();
+  }
+
+  /** Forgets which axial slices changed, [low, high]: the screen has them. */
+  clean() {
+    this.touched = [Infinity, -Infinity];
+  }
+
+  flip(index) {
+    this.data[index] ^= 1;
+    this.count += this.data[index] ? 1 : -1;
+    const slice = Math.floor(index / this.steps[2]);
+    if (slice < this.touched[0]) this.touched[0] = slice;
+    if (slice > this.touched[1]) this.touched[1] = slice;
   }
 
   get ml() {
@@ -40,8 +49,7 @@ export class Mask {
 
   set(index, value) {
     if (this.data[index] === value) return;
-    this.data[index] = value;
-    this.count += value ? 1 : -1;
+    this.flip(index);
     this.stroke.where.push(index);
   }
 
@@ -70,20 +78,38 @@ export class Mask {
   turn(from, to) {
     const where = from.pop();
     if (!where) return false;
-    for (const index of where) {
-      this.data[index] ^= 1;
-      this.count += this.data[index] ? 1 : -1;
-    }
+    for (const index of where) this.flip(index);
     to.push(where);
     this.edited = this.past.length > 0;
     return true;
   }
 
-  /** Replaces the whole mask as one stroke: another model's proposal, a file. */
-  replace(data) {
+  /** Replaces the whole mask by a cropped one (shapes.js), as one stroke: another model's proposal, a file. */
+  replace(part) {
+    const whole = new Uint8Array(this.data.length);
+    if (part) this.rows(part, (from, to, width) => whole.set(part.values.subarray(from, from + width), to));
     this.begin();
-    for (let i = 0; i < data.length; i++) this.set(i, data[i] ? 1 : 0);
+    for (let i = 0; i < whole.length; i++) this.set(i, whole[i]);
     return this.end();
+  }
+
+  /** Dice with a cropped mask. */
+  dice(part) {
+    if (!part) return this.count ? 0 : 1;
+    let both = 0;
+    this.rows(part, (from, to, width) => {
+      for (let x = 0; x < width; x++) both += part.values[from + x] & this.data[to + x];
+    });
+    return (2 * both) / (this.count + part.count);
+  }
+
+  /** Calls `each(from, to, width)` for every row of a cropped mask: where it starts there and here. */
+  rows({ low, size }, each) {
+    for (let z = 0, from = 0; z < size[2]; z++) {
+      for (let y = 0; y < size[1]; y++, from += size[0]) {
+        each(from, low[0] + this.steps[1] * (low[1] + y) + this.steps[2] * (low[2] + z), size[0]);
+      }
+    }
   }
 
   /**
@@ -175,17 +201,6 @@ export class Mask {
     for (let i = 0; i < values.length; i++) values[i] = this.data[index(i)];
     return { values, size, spacing: [this.spacing[u], this.spacing[v]], index };
   }
-}
-
-/** Dice of two masks. */
-export function dice(one, other) {
-  let both = 0;
-  let total = 0;
-  for (let i = 0; i < one.length; i++) {
-    both += one[i] & other[i];
-    total += one[i] + other[i];
-  }
-  return total ? (2 * both) / total : 1;
 }
 
 /** mm to the border of a slice's mask, negative inside. */

@@ -1,7 +1,7 @@
 // The page: opens a structure of a case, and sends what its reader makes of it.
 
 import { fillHelp, listen } from "./keys.js";
-import { Mask, dice } from "./mask.js";
+import { Mask } from "./mask.js";
 import * as panel from "./panel.js";
 import { $, make, title, toast } from "./panel.js";
 import { centre, crop } from "./shapes.js";
@@ -11,6 +11,7 @@ import * as wire from "./wire.js";
 const COLOURS = ["#ff9a62", "#6ea8ff", "#d58cff", "#f2708f", "#7fd4ff", "#b4e062", "#e0b46c", "#9fa8ff"];
 const AVERAGE = "#eef2f7";
 const OTHER = "#ffffff";
+const MASK_COLOUR = "#35d0a5";
 const WINDOWS = [ // name, centre, width in HU
   ["Abdomen", 40, 400], ["Liver", 80, 180], ["Soft tissue", 50, 350], ["Lung", -500, 1500], ["Bone", 400, 1800], ["Brain", 40, 80],
 ];
@@ -133,7 +134,7 @@ async function fill({ version, proposals, maps, reviews }, fresh) {
 function layer(id, name, colour, data, options) {
   const part = crop(data, view.image.dims);
   const ml = ((part?.count ?? 0) * view.image.spacing.reduce((product, side) => product * side, 1)) / 1000;
-  return { id, name, colour, part, ml, data, ...options };
+  return { id, name, colour, part, ml, ...options };
 }
 
 /** A second reader judges before seeing what the first one made of it. */
@@ -152,7 +153,7 @@ const flat = ([x, y, z]) => x + view.image.dims[0] * (y + view.image.dims[1] * z
 /** After a change of the mask: numbers, buttons, surface. */
 function maskChanged() {
   const { mask } = view;
-  for (const one of state.layers) one.dice = dice(one.data, mask.data);
+  for (const one of state.layers) one.dice = mask.dice(one.part);
   $("undo").disabled = !mask.past.length;
   $("redo").disabled = !mask.future.length;
   $("accept").disabled = mask.edited;
@@ -167,7 +168,7 @@ function maskChanged() {
 function showMask() {
   view.setLayers(state.layers);
   const shown = view.maskShown === "off" ? null : view.maskShown;
-  const row = { id: "mask", name: "Mask", key: "M", colour: "#35d0a5", ml: view.mask.ml, shown };
+  const row = { id: "mask", name: "Mask", key: "M", colour: MASK_COLOUR, ml: view.mask.ml, shown };
   panel.showLayers(row, state.layers, { cycle: (one) => (one === row ? actions.mask() : cycle(one)), use });
   const other = state.layers.find((one) => one.review && one.review.reader !== state.reader);
   $("agreement").hidden = !other;
@@ -175,10 +176,15 @@ function showMask() {
     const apart = Math.abs(view.mask.ml - other.ml);
     $("agreement-text").replaceChildren("Dice ", make("b", { textContent: other.dice.toFixed(3) }), ` between this mask and ${other.review.who}'s; the volumes differ by ${panel.amount(apart)}.`);
   }
-  const solids = [{ part: crop(view.mask.data, view.image.dims), colour: "#35d0a5", opacity: 1 }];
-  for (const one of state.layers) if (one.shown === "fill") solids.push({ part: one.part, colour: one.colour, opacity: 0.4 });
   clearTimeout(state.solid);
-  state.solid = setTimeout(() => view.drawSolid(solids), 120); // not in the middle of a stroke
+  state.solid = setTimeout(showSolid, 120); // not in the middle of a stroke
+}
+
+/** In 3-D the mask, and see-through the layers that are filled. */
+function showSolid() {
+  const filled = state.layers.filter((one) => one.shown === "fill");
+  const mask = { part: crop(view.mask.data, view.image.dims), colour: MASK_COLOUR };
+  view.drawSolid([{ ...mask, opacity: 1 }, ...filled.map((one) => ({ ...one, opacity: 0.4 }))]);
 }
 
 function cycle(one) {
@@ -187,7 +193,7 @@ function cycle(one) {
 }
 
 function use(one) {
-  if (view.mask.replace(one.data)) {
+  if (view.mask.replace(one.part)) {
     maskChanged();
     toast(`The mask is now that of ${one.name}; Z takes it back.`);
   }
@@ -255,7 +261,7 @@ async function settle(newest, save) {
     if (newest.drawn) await compare(newest, "outline");
     if (answer === "theirs") {
       state.version = newest.version;
-      if (newest.drawn) view.mask.replace(state.layers.at(-1).data);
+      if (newest.drawn) view.mask.replace(state.layers.at(-1).part);
       toast(`This is ${newest.who}'s version ${newest.version}; Z brings your mask back.`);
     }
     maskChanged();
@@ -442,7 +448,7 @@ async function takeFile() {
   if (!file) return;
   try {
     const data = await wire.postFile(file, "cases", state.item.case, state.item.structure, "import");
-    const changed = view.mask.replace(data);
+    const changed = view.mask.replace(crop(data, view.image.dims));
     maskChanged();
     toast(changed ? "The mask is now the file's; look at it, then save. Z takes it back." : "The file holds the same mask.");
   } catch (error) {

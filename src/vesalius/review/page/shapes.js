@@ -81,49 +81,46 @@ const SEGMENTS = [
   [[2, 3]], [[2, 0]], [[0, 1], [2, 3]], [[2, 1]], [[1, 3]], [[1, 0]], [[0, 3]], [],
 ];
 
+const MOST = 1.5e6; // voxels of which a surface is made; larger ones are thinned out first
+
 /**
  * The surface of a cropped mask in mm: surface nets. Each cell that the border passes holds one vertex, the mean of
  * where its edges are cut; faces join the four cells around a cut edge. Then some steps of Taubin's smoothing, which
  * takes the stairs off and keeps the volume.
  */
 export function surface(part, affine, { rounds = 8 } = {}) {
-  const size = part.size.map((count) => count + 1); // cells, from the corner before the first voxel
-  const value = (x, y, z) =>
-    x < 0 || y < 0 || z < 0 || x >= part.size[0] || y >= part.size[1] || z >= part.size[2]
-      ? 0
-      : part.values[x + part.size[0] * (y + part.size[1] * z)];
-  const vertex = new Int32Array(size[0] * size[1] * size[2]).fill(-1);
-  const cell = (x, y, z) => x + size[0] * (y + size[1] * z);
+  const every = Math.max(1, Math.ceil(Math.cbrt(part.values.length / MOST)));
+  const { values, size } = padded(part, every);
+  const steps = [1, size[0], size[0] * size[1]];
+  const corners = CORNERS.map((corner) => corner.reduce((sum, at, axis) => sum + at * steps[axis], 0));
+  const vertex = new Int32Array(values.length).fill(-1); // of the cell that starts at a voxel
   const points = [];
-  for (let z = 0; z < size[2]; z++) {
-    for (let y = 0; y < size[1]; y++) {
-      for (let x = 0; x < size[0]; x++) {
-        const corners = CORNERS.map(([dx, dy, dz]) => value(x + dx - 1, y + dy - 1, z + dz - 1));
-        const inside = corners.reduce((sum, one) => sum + one, 0);
+  const faces = [];
+  const quad = (a, b, c, d, flip) => faces.push(...(flip ? [a, c, b, a, d, c] : [a, b, c, a, c, d]));
+  for (let z = 0; z + 1 < size[2]; z++) {
+    for (let y = 0; y + 1 < size[1]; y++) {
+      for (let x = 0; x + 1 < size[0]; x++) {
+        const here = x + steps[1] * y + steps[2] * z;
+        let inside = 0;
+        for (let k = 0; k < 8; k++) inside += values[here + corners[k]];
         if (inside === 0 || inside === 8) continue;
         const mean = [0, 0, 0];
         let cuts = 0;
         for (const [a, b] of EDGES) {
-          if (corners[a] === corners[b]) continue;
-          for (const axis of [0, 1, 2]) mean[axis] += (CORNERS[a][axis] + CORNERS[b][axis]) / 2;
+          if (values[here + corners[a]] === values[here + corners[b]]) continue;
+          for (let axis = 0; axis < 3; axis++) mean[axis] += (CORNERS[a][axis] + CORNERS[b][axis]) / 2;
           cuts++;
         }
-        vertex[cell(x, y, z)] = points.length / 3;
-        const at = [x, y, z].map((base, axis) => base - 1 + mean[axis] / cuts + part.low[axis]);
-        points.push(...at);
-      }
-    }
-  }
-  const faces = [];
-  const quad = (a, b, c, d, flip) => faces.push(...(flip ? [a, c, b, a, d, c] : [a, b, c, a, c, d]));
-  for (let z = 1; z < size[2]; z++) {
-    for (let y = 1; y < size[1]; y++) {
-      for (let x = 1; x < size[0]; x++) {
-        const here = value(x - 1, y - 1, z - 1);
-        const at = (dx, dy, dz) => vertex[cell(x - dx, y - dy, z - dz)];
-        if (here !== value(x, y - 1, z - 1)) quad(at(0, 1, 1), at(0, 0, 1), at(0, 0, 0), at(0, 1, 0), !here);
-        if (here !== value(x - 1, y, z - 1)) quad(at(1, 0, 1), at(1, 0, 0), at(0, 0, 0), at(0, 0, 1), !here);
-        if (here !== value(x - 1, y - 1, z)) quad(at(1, 1, 0), at(0, 1, 0), at(0, 0, 0), at(1, 0, 0), !here);
+        vertex[here] = points.length / 3;
+        for (const [axis, base] of [x, y, z].entries()) {
+          points.push(part.low[axis] + every * (base - 1 + mean[axis] / cuts));
+        }
+        // The three edges that end in this voxel; the four cells around each are known by now.
+        const one = values[here];
+        const at = (dx, dy, dz) => vertex[here - dx - dy * steps[1] - dz * steps[2]];
+        if (one !== values[here + 1]) quad(at(0, 1, 1), at(0, 0, 1), at(0, 0, 0), at(0, 1, 0), !one);
+        if (one !== values[here + steps[1]]) quad(at(1, 0, 1), at(1, 0, 0), at(0, 0, 0), at(0, 0, 1), !one);
+        if (one !== values[here + steps[2]]) quad(at(1, 1, 0), at(0, 1, 0), at(0, 0, 0), at(1, 0, 0), !one);
       }
     }
   }
@@ -136,6 +133,21 @@ export function surface(part, affine, { rounds = 8 } = {}) {
     }
   }
   return { points: placed, faces: new Uint32Array(faces) };
+}
+
+/** Every n-th voxel, within a border of zeros. */
+function padded(part, every) {
+  const inner = part.size.map((count) => Math.ceil(count / every));
+  const size = inner.map((count) => count + 2);
+  const values = new Uint8Array(size[0] * size[1] * size[2]);
+  for (let z = 0; z < inner[2]; z++) {
+    for (let y = 0; y < inner[1]; y++) {
+      const from = part.size[0] * every * (y + part.size[1] * z);
+      const to = 1 + size[0] * (y + 1 + size[1] * (z + 1));
+      for (let x = 0; x < inner[0]; x++) values[to + x] = part.values[from + every * x];
+    }
+  }
+  return { values, size };
 }
 
 const CORNERS = [[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1]];

@@ -15,7 +15,7 @@ for (const [large, ...small] of [["axial", "sagittal", "coronal"], ["coronal", "
   LAYOUTS[large] = { [large]: [0, 0, 0.68, 1] };
   [...small, "solid"].forEach((name, row) => (LAYOUTS[large][name] = [0.68, row / 3, 0.32, 1 / 3]));
 }
-export const MASK_COLOUR = "#35d0a5";
+const MASK_COLOUR = "#35d0a5";
 
 /** NiiVue whose slices fill their tiles, also where they are zoomed. */
 class Planes extends Niivue {
@@ -104,14 +104,21 @@ export class View {
   setMask(mask) {
     this.mask = mask;
     this.nv.drawBitmap = mask.data;
+    this.nv.refreshDrawing(false);
     this.showMask(this.maskShown);
-    this.maskChanged();
   }
 
-  /** After strokes: the planes at once. */
+  /** After strokes: of the mask only the axial slices that changed go to the graphics card. */
   maskChanged() {
-    this.nv.drawBitmap = this.mask.data;
-    this.nv.refreshDrawing(false);
+    const [low, high] = this.mask.touched;
+    this.mask.clean();
+    if (high < low) return this.draw();
+    const gl = this.nv.gl;
+    const [width, height] = this.image.dims;
+    const slices = this.mask.data.subarray(low * width * height, (high + 1) * width * height);
+    gl.activeTexture(gl.TEXTURE7); // NiiVue's place for what is drawn
+    gl.bindTexture(gl.TEXTURE_3D, this.nv.drawTexture);
+    gl.texSubImage3D(gl.TEXTURE_3D, 0, 0, 0, low, width, height, high - low + 1, gl.RED, gl.UNSIGNED_BYTE, slices);
     this.draw();
   }
 
