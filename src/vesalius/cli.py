@@ -181,6 +181,16 @@ VERBS = {
         choices="vesalius.curate:CURATIONS",
         positional=("atlas", "files"),
     ),
+    "review": Verb(
+        "open the page on which people correct what the models propose",
+        "vesalius.review:review",
+        (
+            "vesalius review atlas/ --download",
+            "vesalius review atlas/ --who KB",
+            "vesalius review atlas/ --who MR --reader second --port 8766",
+        ),
+        positional=("atlas",),
+    ),
     "claim": Verb(
         "run a paper's claim with all its controls, over seeds",
         "vesalius.claims:claim",

@@ -79,4 +79,7 @@ def _npm() -> list[str]:
 
 
 if __name__ == "__main__":
-    print(f"viewer: {install()}")
+    try:
+        print(f"viewer: {install()}")
+    except VesaliusError as error:
+        sys.exit(f"vesalius: {error}")
