@@ -176,7 +176,7 @@ class SamMaskDecoder(nn.Module):
         """
         if image_index is not None:
             image_embeddings = image_embeddings[image_index]
-        count = max(len(image_embeddings), len(sparse))
+        count = max(len(image_embeddings), len(sparse), len(dense))  # a mask alone has no sparse tokens
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(count, -1, -1)
         tokens = torch.cat([own, sparse.expand(count, -1, -1)], dim=1)
         image = (image_embeddings + dense).expand(count, -1, -1, -1)
