@@ -28,30 +28,22 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from numpy.typing import NDArray
-from scipy import ndimage
-from torch import Tensor
 
-from vesalius.curate.masks import member_mask, read_labels, write_volume
+from vesalius.curate.masks import read_labels, write_volume
 from vesalius.curate.records import check_name
 from vesalius.data.class_tables import LEFT, ClassTable, name_key
-from vesalius.data.label_tables import CONNECTIVITY, left_side
-from vesalius.data.volumes.contract import VolumeContract
+from vesalius.data.label_tables import left_side
 from vesalius.data.volumes.transforms import grid_of
 from vesalius.errors import ConfigError, VesaliusError, nearest
-from vesalius.evaluation.sliding import sliding_window
-from vesalius.evaluation.volumes import VolumeTask, load_volume_task
 from vesalius.files import sha256
 from vesalius.images import Image
-from vesalius.tasks.volume_language import LanguageSegmentation
-from vesalius.tasks.volume_segmentation import VolumeSegmentation
 
 SUFFIXES = (".nii.gz", ".nii", ".dcm")
 Mask = NDArray[np.bool_]
@@ -66,8 +58,8 @@ class Predictor:
         name: in file names.
         run: a run folder, or a converted weights file.
         command: with {image} (a NIfTI file), or {images} (the folder it lies in), and {out}.
-        masks: a folder, or a path with {stem} (of the image), {folder} (the name of the one it is in), {parent} (that one
-            whole) or {case}.
+        masks: a folder, or a path with {stem} (of the image), {folder} (the name of the one that it is in), {parent}
+            (that one's whole path) or {case}.
         labels: what its values or names mean, where they are not the classes' own names; "" leaves one out.
         hours: that a command may take for a case.
         retrain: how the next round trains a run again: method (universal or full), and options of that verb.
@@ -129,7 +121,7 @@ class Predictor:
 
     def key(self, files: list[Path]) -> str:
         """What its predictions depend on: how it is described, and the checksums of its weights or existing masks."""
-        weights = [_weights_file(self.run)] if self.run else []
+        weights = [weights_file(self.run)] if self.run else []
         described = {name: value for name, value in self.to_dict().items() if name not in ("hours", "retrain")}
         text = json.dumps([described, [_sha(path, path.stat().st_mtime_ns) for path in [*weights, *files]]])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -183,7 +175,9 @@ def predict(predictor: Predictor, image: Image, table: ClassTable, *, files: lis
         VesaliusError: a run or command fails, or what it wrote does not lie on the image.
     """
     if predictor.run:
-        return _run(predictor, image, table)
+        from vesalius.curate.run_predictor import predict_with_run  # networks take seconds to import
+
+        return predict_with_run(predictor, image, table)
     if predictor.masks:
         return _read(predictor, files, image, table)
     with tempfile.TemporaryDirectory(prefix="vesalius-") as folder:
@@ -218,89 +212,24 @@ def _call(predictor: Predictor, words: list[str]) -> None:
         )
 
 
-def _run(predictor: Predictor, image: Image, table: ClassTable) -> Found:
-    task, contract = _task(predictor.run, _weights_file(predictor.run).stat().st_mtime_ns)
-    meant = [_meaning(predictor, name, table) for name in task.classes]
-    known = {name: number for number, name in enumerate(meant) if name in table.names}
-    placed = contract.place(image)
-    limits = contract.limits(placed)
-    stored = sliding_window(
-        task,
-        torch.from_numpy(placed),
-        roi=contract.roi,
-        prepare=lambda part: contract.normalise(part, limits),
-        decide=partial(_labels_and_softmax, task) if isinstance(task, VolumeSegmentation) else _sigmoid,
-        device=next(task.parameters()).device,
-        title=None,
-    )
-    if isinstance(task, LanguageSegmentation):
-        cleaned = task.masks(stored > 127)
-        masks = {name: contract.restore(cleaned[number], image).astype(bool) for name, number in known.items()}
-        soft = {name: _smooth(stored[number], contract, image) for name, number in known.items()}
-        return Found(tuple(known), masks=masks, probabilities=soft)
-    labels = told(contract.restore(stored[0], image), ["", *meant], image, table)
-    soft = {name: _smooth(stored[number + 1], contract, image) for name, number in known.items() if len(stored) > 1}
-    return Found(_structures(meant, table), labels, probabilities=_with_tumours(soft, labels, table))
-
-
-@lru_cache(4)
-def _task(run: str, changed: int) -> tuple[VolumeTask, VolumeContract]:
-    """A run's task, kept for the next case; `changed` is when its weights were written."""
-    task, card = load_volume_task(run)
-    if not isinstance(card.contract, VolumeContract):
-        raise ConfigError(f"{run} does not segment volumes", remedy="give a run of volumes")
-    return task.to("cuda" if torch.cuda.is_available() else "cpu"), card.contract
-
-
-def _sigmoid(scores: Tensor) -> Tensor:
-    """Logits ``[J, d, H, W]`` -> floor(255 x p) uint8."""
-    return (scores.sigmoid() * 255).to(torch.uint8)
-
-
-def _labels_and_softmax(task: VolumeSegmentation, scores: Tensor) -> Tensor:
-    """Logits ``[K + 1, d, H, W]`` -> uint8: the label map, then floor(255 x p) of each class unless they overlap."""
-    labels = task.decide(scores)[None]
-    return labels if task.regions else torch.cat([labels, (scores.softmax(0)[1:] * 255).to(torch.uint8)])
-
-
-def _smooth(stored: Bytes, contract: VolumeContract, image: Image) -> Bytes:
-    """Probabilities on the network's voxels -> on the image's, in between where voxels differ in size."""
-    if contract.spacing is None:
-        return contract.restore(stored, image)
-    return (contract.restore(stored.astype(np.float32), image)).astype(np.uint8)
-
-
-def _with_tumours(soft: Mapping[str, Bytes], labels: Bytes, table: ClassTable) -> dict[str, Bytes]:
-    """Of exclusive classes: a tumour's probability is its organ's, too, as its voxels are (`member_mask`)."""
-    found = dict(soft)
-    for entry in table.classes:
-        if entry.kind == "organ" or not entry.counts or entry.name not in soft:
-            continue
-        for organ in filter(found.__contains__, entry.organs):
-            near = ndimage.binary_dilation(member_mask(table, labels, organ), CONNECTIVITY)
-            total = found[organ].astype(np.uint16) + np.where(near, soft[entry.name], 0)
-            found[organ] = np.minimum(total, 255).astype(np.uint8)
-    return found
-
-
 def _read(predictor: Predictor, files: list[Path], image: Image, table: ClassTable) -> Found:
     """Existing masks: one label map, or one file a structure."""
     numbered = any(isinstance(key, int) for key in predictor.labels)
-    if len(files) == 1 and (numbered or _meaning(predictor, _stem(files[0]), table) is None):
+    if len(files) == 1 and (numbered or meaning(predictor, _stem(files[0]), table) is None):
         values, names = read_labels(files[0], image)
-        meant: list[str | None] = ["", *(_meaning(predictor, name, table) for name in names)]
+        meant: list[str | None] = ["", *(meaning(predictor, name, table) for name in names)]
         if not names and numbered:
             most = max(key for key in predictor.labels if isinstance(key, int))
-            meant = [_meaning(predictor, value, table) for value in range(most + 1)]
+            meant = [meaning(predictor, value, table) for value in range(most + 1)]
         if not any(meant) or values.max() >= len(meant):
             raise ConfigError(
                 f"{predictor.name} has values up to {values.max()} whose meaning is not known",
                 remedy=f"write labels: {{1: {table.names[0]}, ...}} in its YAML file",
             )
-        return Found(_structures(meant, table), told(values, meant, image, table))
+        return Found(structures(meant, table), told(values, meant, image, table))
     masks: dict[str, Mask] = {}
     for file in files:
-        name = _meaning(predictor, _stem(file), table)
+        name = meaning(predictor, _stem(file), table)
         if not name:
             continue
         mask = read_labels(file, image)[0] > 0
@@ -341,8 +270,12 @@ def told(values: NDArray[Any], meant: Sequence[str | None], image: Image, table:
     return grid.invert(final[sided])
 
 
-def _meaning(predictor: Predictor, name: str | int, table: ClassTable) -> str | None:
-    """The class or pair that a predictor's name or value means; None for none."""
+def meaning(predictor: Predictor, name: str | int, table: ClassTable) -> str | None:
+    """The class or pair that a predictor's name or value means; None for none.
+
+    Raises:
+        ConfigError: its labels name something that is no class.
+    """
     for key, meant in predictor.labels.items():
         if key == name or (isinstance(name, str) and name_key(str(key)) == name_key(name)):
             found = table.resolve(meant) if meant else None
@@ -352,7 +285,7 @@ def _meaning(predictor: Predictor, name: str | int, table: ClassTable) -> str | 
     return table.resolve(name) if isinstance(name, str) else None
 
 
-def _structures(meant: Sequence[str | None], table: ClassTable) -> tuple[str, ...]:
+def structures(meant: Sequence[str | None], table: ClassTable) -> tuple[str, ...]:
     """The classes that names stand for, a pair for both sides."""
     named = [side for name in meant if name for side in table.pairs.get(name, (name,))]
     return tuple(name for name in table.names if name in named)
@@ -369,7 +302,12 @@ def _mask_files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.name.endswith(SUFFIXES) and path.is_file())
 
 
-def _weights_file(run: str) -> Path:
+def weights_file(run: str) -> Path:
+    """The weights of a run folder, or of a converted file.
+
+    Raises:
+        ConfigError: there are none.
+    """
     path = Path(run)
     path = path / "weights.safetensors" if path.is_dir() else path
     if not path.is_file():
