@@ -23,6 +23,7 @@ SMALL = SamConfig(
     neck=32,
     decoder=SamDecoderConfig(mlp=32, iou_hidden=32),
 )
+PLAIN = {"width": 0, "rank": 0}
 VOLUME = torch.rand(2, 5, 1, 64, 48, generator=torch.Generator().manual_seed(0))
 
 
@@ -68,7 +69,7 @@ def test_without_adapters_and_at_zero_the_features_are_those_of_sam() -> None:
     torch.manual_seed(0)
     sam = Sam(SMALL).eval()
     image = VOLUME.expand(-1, -1, 3, -1, -1)
-    for options in ({"width": 0, "rank": 0}, {"width": 12, "rank": 4, "identity": True}):
+    for options in (PLAIN, {"width": 12, "rank": 4, "identity": True}, {**PLAIN, "lora": 4}):
         net = MaSam.on(sam, 2, StackAdapters(**options)).eval()
         with torch.inference_mode():
             assert torch.allclose(net.encode(image), sam.image_encoder(image.flatten(0, 1)), atol=1e-6)
@@ -102,6 +103,18 @@ def test_all_that_trains_has_a_gradient_and_nothing_else_does(boxes: bool) -> No
     moved = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
     # what is the same for all keys cancels in a softmax
     assert trains - moved <= {name for name in trains if name.endswith("k_proj.bias")} and moved <= trains
+
+
+def test_lora_moves_query_and_value_alone() -> None:
+    net = network(**PLAIN, lora=4)
+    qkv, x = net.image_encoder.blocks[0].attn.qkv, torch.randn(3, 24, generator=torch.Generator().manual_seed(0))
+    plain = qkv(x)
+    torch.nn.init.normal_(qkv.q[1].weight)
+    assert ((qkv(x) - plain).abs().unflatten(1, (3, 24)).amax((0, 2)) > 1e-3).tolist() == [True, False, False]
+    trains = {name for name, p in net.freeze().named_parameters() if p.requires_grad}
+    assert sum(".attn.qkv." in name for name in trains) == 8 and trains < set(net.adapted_state())
+    with pytest.raises(ConfigError, match="set one of them to 0"):
+        StackAdapters(lora=4)
 
 
 def test_a_copy_shares_no_factor() -> None:

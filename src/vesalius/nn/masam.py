@@ -27,7 +27,7 @@ FRESH = ("mask_decoder.mask_tokens.", "mask_decoder.output_hypernetworks_mlps.",
 """What starts anew: SAM's tokens stand for ambiguity, these for classes."""
 SLICES, INCREMENTS = (".pre_attn.", ".post_attn."), (".fact.", ".attn.qkv.q.", ".attn.qkv.v.")
 PUT_IN = SLICES + INCREMENTS
-"""How the names of what is put into the encoder are told from the encoder's own: slice adapters and FacT."""
+"""How the names of what is put into the encoder are told from the encoder's own: slice adapters, FacT or LoRA."""
 UNREACHED = ("mask_decoder.iou_prediction_head.", "prompt_encoder.")
 """What no gradient reaches: nothing says how good a mask is, and there are no prompts..."""
 REACHED = ("prompt_encoder.no_mask_embed.",)
@@ -41,17 +41,23 @@ class StackAdapters:
 
     Args:
         width: channels of the slice adapters' bottleneck, 0 for none: the slices then know nothing of each other.
-        rank: of the increments of query and value, 0 for none.
-        scale: gain of the increments.  dropout: of their inner tokens, while training.
+        rank: of FacT's increments of query and value, 0 for none.
+        lora: rank of LoRA's increments in their place, each block's its own; 0 for none.
+        scale: gain of the increments.  dropout: of FacT's inner tokens, while training.
         identity: start the slice adapters at zero, so that the network starts as SAM. The published ones start at
             random.
     """
 
     width: int = 384
     rank: int = 32
+    lora: int = 0
     scale: float = 1.0
     dropout: float = 0.1
     identity: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rank and self.lora:
+            raise ConfigError(f"FacT of rank {self.rank} and LoRA of rank {self.lora}", remedy="set one of them to 0")
 
 
 class SliceAdapter(nn.Module):
@@ -122,6 +128,30 @@ class FacTLinear(nn.Module):
         return torch.cat([query, key, value], dim=-1)
 
 
+class LoRALinear(nn.Module):
+    """A block's qkv with increments ``scale * B A x`` of query and value, B zero at first (Hu 2022): FacT's rival.
+
+    Args:
+        base: the linear layer, whose tensors keep their names.
+        rank, scale: of the increments.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, scale: float):
+        super().__init__()
+        self.weight, self.bias, self.scale = base.weight, base.bias, scale
+        width = base.in_features
+        self.q, self.v = (
+            nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width, bias=False)) for _ in range(2)
+        )
+        for increment in (self.q, self.v):
+            nn.init.zeros_(increment[1].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens ``[..., C]`` -> ``[..., 3 C]``."""
+        query, key, value = F.linear(x, self.weight, self.bias).chunk(3, dim=-1)
+        return torch.cat([query + self.scale * self.q(x), key, value + self.scale * self.v(x)], dim=-1)
+
+
 class MaSam(nn.Module):
     """Logits of every class for every pixel of a stack of slices, without prompts or with a box a slice.
 
@@ -155,6 +185,13 @@ class MaSam(nn.Module):
             fact = self.fact = FacT(c.width, self.adapters)
             install(
                 self.image_encoder, "attn.qkv", lambda number, block: FacTLinear(cast(nn.Linear, block.attn.qkv), fact)
+            )
+        if rank := self.adapters.lora:
+            scale = self.adapters.scale
+            install(
+                self.image_encoder,
+                "attn.qkv",
+                lambda number, block: LoRALinear(cast(nn.Linear, block.attn.qkv), rank, scale),
             )
         if self.adapters.identity:
             for adapter in self.slice_adapters():
