@@ -39,7 +39,7 @@ from vesalius.errors import ConfigError, VesaliusError, nearest
 from vesalius.files import output_folder, write_text
 from vesalius.images import Image, read_volume
 
-CONFIG, CASES, QUEUE = "atlas.yaml", "cases.parquet", "queue.json"
+CONFIG, CASES, QUEUE, ROUND = "atlas.yaml", "cases.parquet", "queue.json", "round.json"
 DONE, SUMMARY, LABELS = "done.json", "summary.json", "labels.nii.gz"
 KINDS = ("average", "inconsistency", "uncertainty", "overlap", "attention")
 """The maps of a case and structure."""
@@ -116,7 +116,7 @@ class Atlas:
             return cls(
                 path,
                 ClassTable.from_dict(values["classes"]),
-                values["predictors"],
+                {**values["predictors"], **_trained_again(path)},
                 tuple(values["targets"]),
                 Settings.from_dict(values["settings"]),
             )
@@ -395,6 +395,15 @@ class Atlas:
     # Rounds
 
     def round(self) -> int:
-        """The round that is going on: 0 until the models are trained again."""
-        numbers = [int(path.parent.name) for path in self.path.glob("rounds/[0-9]*/round.json")]
-        return max(numbers, default=0)
+        """The round that is going on: 0 until models were trained again."""
+        return _round(self.path)
+
+
+def _round(path: Path) -> int:
+    return max((int(one.parent.name) for one in path.glob(f"rounds/[0-9]*/{ROUND}")), default=0)
+
+
+def _trained_again(path: Path) -> dict[str, Any]:
+    """The predictors that the newest round changed: its record is what begins it."""
+    record = path / "rounds" / str(_round(path)) / ROUND
+    return dict(json.loads(record.read_text(encoding="utf-8"))["predictors"]) if record.is_file() else {}
