@@ -14,6 +14,7 @@ CLAIMS = {
     "ept": "vesalius.claims.ept",
     "brainsegfounder": "vesalius.claims.brainsegfounder",
     "universal": "vesalius.claims.universal",
+    "masam": "vesalius.claims.masam",
 }
 
 
@@ -31,11 +32,11 @@ def claim(
     An arm that was run is not run again: an interrupted claim goes on where it stopped, and more seeds can be added.
 
     Args:
-        system: usfm, deblurring, ept, brainsegfounder or universal.
+        system: a name of `CLAIMS`.
         out: folder for ``results.json``, ``report.html``, the figures and one folder a seed.
         seeds: how many, counted from 0. A verdict needs three.
-        data: a table of real images; without it, phantoms of 32 pixels. The claims of ept, brainsegfounder and
-            universal have images of their own and take none.
+        data: a table of real images; without it, phantoms of 32 pixels. Only the claims of usfm and deblurring take
+            one; the others have images of their own.
         workers: processes, one thread each.
         steps: of pre-training, instead of the claim's own. The claims need theirs: with a third of the steps nothing is
             learned that a random network does not read as well.

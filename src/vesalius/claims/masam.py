@@ -106,13 +106,14 @@ METRICS = {
     "loss": Metric("loss on shapes", higher=False),
 }
 METHOD = (
-    "SAM: 128 pixels, patches of 16, four blocks of 96 channels (two with windows of 4 tokens, two global), a "
-    "decoder of 64 channels. It is trained on pictures of random overlapping shapes with clicks and boxes, "
-    f"{BUDGET.trunk_steps} steps of 8 pictures. Stacks: {SLICES} slices of {DISCS} discs whose centres move along straight lines, noise of "
-    f"{NOISE}; each slice is blanked with probability {BLANK}, one of five at least is not. Adaptation: "
-    f"{BUDGET.steps} steps of {BUDGET.batch} stacks drawn anew, AdamW {BUDGET.lr:g}, 10 % warm-up, half a cosine, "
-    "0.2 cross-entropy + 0.8 Dice. All arms of a seed share the stacks, their order, and the decoder's start (on the "
-    f"trained SAM or the untrained one). Dice is of all discs' pixels in {BUDGET.test} test stacks. The learning rate was tuned for no arm."
+    "SAM: 128 pixels, patches of 16, four blocks of 96 channels (two with windows of 4 tokens, two global), a decoder "
+    "of 64 channels. It is trained on pictures of random overlapping shapes with clicks and boxes, "
+    f"{BUDGET.trunk_steps} steps of 8 pictures. Stacks: {SLICES} slices of {DISCS} discs whose centres move along "
+    f"straight lines, noise of {NOISE}; each slice is blanked with probability {BLANK}, one of five at least is not. "
+    f"Adaptation: {BUDGET.steps} steps of {BUDGET.batch} stacks drawn anew, AdamW {BUDGET.lr:g}, 10 % warm-up, half a "
+    "cosine, 0.2 cross-entropy + 0.8 Dice. All arms of a seed share the stacks, their order, and the decoder's start "
+    f"(on the trained SAM, or the untrained one). Dice is of all discs' pixels in {BUDGET.test} test stacks. The "
+    "learning rate was tuned for no arm."
 )
 COMPARISONS = (
     Comparison("slices", "slice adapters beat none", "dice", "masam", "fact"),
