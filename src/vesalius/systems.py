@@ -145,6 +145,30 @@ SYSTEMS = {
   doi     = {10.1016/j.media.2024.103226}
 }""",
     ),
+    "abdomenatlas": System(
+        name="abdomenatlas",
+        chapter="curate",
+        title="AbdomenAtlas: models propose masks, people correct where they disagree, round by round",
+        idea=(
+            "Where several models contradict each other, are unsure, or claim a voxel for two structures, they are "
+            "likely to be wrong. Volumes are ranked by that attention map, a reader revises the first few, the models "
+            "train on the revisions, and public labels, revisions and proposals become one dataset."
+        ),
+        weights="the ensemble's networks are Universal Model and SuPreM checkpoints",
+        licence="masks CC BY-NC-SA 4.0; networks as the Universal Model's",
+        doi="10.1016/j.media.2024.103285",
+        bibtex="""@article{li2024abdomenatlas,
+  title   = {{AbdomenAtlas}: A large-scale, detailed-annotated, \\& multi-center dataset for efficient
+             transfer learning and open algorithmic benchmarking},
+  author  = {Li, Wenxuan and Qu, Chongyu and Chen, Xiaoxi and Bassi, Pedro R. A. S. and Shi, Yijia and Lai, Yuxiang
+             and Yu, Qian and Xue, Huimin and Chen, Yixiong and Lin, Xiaorui and others},
+  journal = {Medical Image Analysis},
+  volume  = {97},
+  pages   = {103285},
+  year    = {2024},
+  doi     = {10.1016/j.media.2024.103285}
+}""",
+    ),
 }
 
 

@@ -14,7 +14,9 @@ CLAIMS = {
     "ept": "vesalius.claims.ept",
     "brainsegfounder": "vesalius.claims.brainsegfounder",
     "universal": "vesalius.claims.universal",
+    "sam3d": "vesalius.claims.sam3d",
     "masam": "vesalius.claims.masam",
+    "atlas": "vesalius.claims.atlas",
 }
 
 
