@@ -1,12 +1,13 @@
-"""Whole volumes in windows beside MONAI's sliding window, and epochs out of our cache beside MONAI's two.
+"""Whole volumes in windows beside MONAI's and nnU-Net's, and epochs out of our cache beside MONAI's two.
 
-    python benchmarks/volumes.py [--data FOLDER] [--brains 8]
+    python benchmarks/volumes.py [--data FOLDER] [--full]
 
-Both sides of the sliding window have the same network, windows, overlap and Gaussian weights, and must find the same
-labels. The caches hold the same cases (RAS, percentiles, cropped to the foreground) and an epoch takes one patch around
-a voxel of a class from each: of brain phantoms, and of a folder such as the hippocampi of the Medical Segmentation
-Decathlon (`--data`, or what VESALIUS_SHARED names). Memory is measured with caches that are already filled, as far as
-they are on disk.
+All sides of the sliding window have the same network, windows, overlap and Gaussian weights, and must find the same
+labels, but for ties in the half precision in which nnU-Net adds up; it takes part where nnunetv2 is installed. The
+caches hold the same cases (RAS, percentiles, cropped to the foreground) and an epoch takes one patch around a voxel of
+a class from each: of brain phantoms, and of a folder such as the hippocampi of the Medical Segmentation Decathlon
+(`--data`, or what VESALIUS_SHARED names). Memory is measured with caches that are already filled, as far as they are on
+disk. It all takes a few minutes; `--full` has larger volumes and more of them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -33,7 +36,7 @@ from torch import Tensor, nn
 from vesalius.data.datasets import generator
 from vesalius.data.index import index
 from vesalius.data.phantoms.brain import brain
-from vesalius.data.table import MASK_SEPARATOR, load_table, mask_names
+from vesalius.data.table import MASK_SEPARATOR, load_table, mask_names, save_table, select
 from vesalius.data.volumes.contract import VolumeContract
 from vesalius.data.volumes.dataset import PatchView, VolumeDataset
 from vesalius.data.volumes.intensity import Percentiles
@@ -45,7 +48,11 @@ from measure import Row, fresh, interleaved, peak_mb, show
 
 WINDOW, CLASSES = (64, 64, 64), 14
 NETWORKS = ("U-Net", "one convolution")  # the second shows what the windows cost by themselves
-WINDOWS = ("sliding_window", "sliding_window_inference")
+WINDOWS = {"sliding_window": "ours", "sliding_window_inference": "MONAI", "nnUNetPredictor": "nnU-Net"}
+TIES = {"MONAI": 1e-3, "nnU-Net": 5e-2}
+"""Share of the voxels that may differ."""
+SIZES = {False: {"U-Net": (96, 96, 128), "one convolution": (128, 128, 160)}, True: dict.fromkeys(NETWORKS, (256,) * 3)}
+"""Voxels of the CT, without and with --full."""
 CACHES = ("VolumeCache", "PersistentDataset", "CacheDataset")
 PATCH = (32, 32, 32)
 
@@ -73,7 +80,20 @@ def windows(side: str, name: str, size: Sequence[int]) -> Callable[[], np.ndarra
         scores = sliding_window_inference(unit(volume)[None], WINDOW, 1, network, overlap=0.5, mode="gaussian")
         return scores[0].argmax(0).to(torch.uint8).numpy()
 
-    return ours if side == WINDOWS[0] else monai
+    def nnunet() -> np.ndarray:
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+        with contextlib.redirect_stdout(io.StringIO()):  # it says that there is no GPU
+            predictor = nnUNetPredictor(
+                use_mirroring=False, device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False
+            )
+        predictor.network, predictor.allowed_mirroring_axes = network, None
+        predictor.configuration_manager = SimpleNamespace(patch_size=WINDOW)
+        predictor.label_manager = SimpleNamespace(num_segmentation_heads=CLASSES)
+        scores = predictor.predict_sliding_window_return_logits(unit(volume))
+        return scores.argmax(0).to(torch.uint8).numpy()
+
+    return dict(zip(WINDOWS, (ours, monai, nnunet), strict=True))[side]
 
 
 def cached(side: str, table: pl.DataFrame, folder: Path) -> Run:
@@ -123,20 +143,24 @@ def cached_by_monai(side: str, table: pl.DataFrame, folder: Path) -> Run:
     return lambda: [dataset[i][0]["image"].sum() for i in range(len(dataset))]
 
 
-def window_rows(size: Sequence[int], repeats: int, words: tuple[str, ...]) -> list[Row]:
-    """Time and memory of both sliding windows, whose labels must be the same."""
-    rows, sides = [], [str(side) for side in size]
-    for name in NETWORKS:
-        runs = {side: windows(side, name, size) for side in WINDOWS}
-        ours, theirs = (run() for run in runs.values())
-        if (ours != theirs).mean() > 1e-3:
-            raise RuntimeError("the two sliding windows find different labels")
+def window_rows(sizes: dict[str, Sequence[int]], repeats: int, words: tuple[str, ...]) -> list[Row]:
+    """Time and memory of the sliding windows, whose labels must be the same."""
+    rows = []
+    known = [side for side in WINDOWS if side != "nnUNetPredictor" or find_spec("nnunetv2")]
+    for name, size in sizes.items():
+        runs = {side: windows(side, name, size) for side in known}
+        found = {side: run() for side, run in runs.items()}
+        for side in known[1:]:
+            if (found[known[0]] != found[side]).mean() > TIES[WINDOWS[side]]:
+                raise RuntimeError(f"{side} finds other labels")
         seconds = interleaved(runs, repeats=repeats, warmup=0)
-        words = (*words, "--size", *sides, "--network", name)
-        memory = {side: fresh(__file__, *words, "--only", side)[0]["mb"] for side in WINDOWS}
-        work = f"{' x '.join(sides)} voxels, {CLASSES} classes, {name}"
-        rows.append(Row(work, "MONAI", "s", *(seconds[side] for side in WINDOWS), repeats))
-        rows.append(Row(f"{work}: peak memory", "MONAI", "MB", *(memory[side] for side in WINDOWS), 1))
+        asked = (*words, "--size", *map(str, size), "--network", name)
+        memory = {side: fresh(__file__, *asked, "--only", side)[0]["mb"] for side in known}
+        work = f"{' x '.join(map(str, size))} voxels, {CLASSES} classes, {name}"
+        for side in known[1:]:
+            pair = known[0], side
+            rows.append(Row(work, WINDOWS[side], "s", *(seconds[one] for one in pair), repeats))
+            rows.append(Row(f"{work}: peak memory", WINDOWS[side], "MB", *(memory[one] for one in pair), 1))
     return rows
 
 
@@ -182,8 +206,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     shared = Path(os.environ.get("VESALIUS_SHARED", "../shared"))
     parser.add_argument("--data", type=Path, default=shared / "data/mri_hippocampus", help="volumes with labels")
-    parser.add_argument("--brains", type=int, default=8, help="phantoms of 96 voxels a side")
-    parser.add_argument("--size", type=int, nargs=3, default=(128, 128, 160), help="voxels of the sliding windows' CT")
+    parser.add_argument("--brains", type=int, default=4, help="phantoms, of 64 voxels a side (96 with --full)")
+    parser.add_argument("--cases", type=int, default=40, help="of --data at most (all with --full)")
+    parser.add_argument("--full", action="store_true", help="larger volumes, and more of them")
+    parser.add_argument("--size", type=int, nargs=3, help="voxels of the sliding windows' CT")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=15, help="of an epoch; windows take turns a fifth as often")
     parser.add_argument("--only", choices=(*WINDOWS, *CACHES))
@@ -205,16 +231,18 @@ def main() -> None:
         return
 
     words = ("--threads", str(options.threads))
-    rows = window_rows(options.size, max(options.repeats // 5, 1), words)
+    sizes = dict.fromkeys(NETWORKS, options.size) if options.size else SIZES[options.full]
+    rows = window_rows(sizes, max(options.repeats // 5, 1), words)
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         folder = Path(name)
-        brain(folder / "brains", n=options.brains)
+        brain(folder / "brains", n=options.brains, size=(96 if options.full else 64,))
         sets = {"brain phantoms": folder / "brains"}
         if options.data.is_dir():
             sets[f"cases of {options.data.name}"] = options.data
         for what, source in sets.items():
             path = folder / f"{source.name}.parquet"
-            index(source, path, volumes=True)
+            labelled = select(index(source, path, volumes=True), task="segmentation")
+            save_table(labelled if options.full else labelled.head(options.cases), path)
             rows += cache_rows(what, path, folder / f"{source.name} caches", options.repeats, words)
     show(rows, as_json=options.json)
 
