@@ -44,7 +44,7 @@ class Sam3DShape:
         in_channels: of the volume: 1, or SAM's three.
         classes: of the scores, with the background.
         prompted: take clicks; False is the automatic variant, without a sampler.
-        labels, positions: of the sampler, which as published has neither.
+        labels, positions: of the sampler, which as published has neither: clicks say whether they hit, and where.
         adapters: have the convolutional adapters.
     """
 

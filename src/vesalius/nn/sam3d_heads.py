@@ -17,6 +17,8 @@ from vesalius.nn.sam_decoder import TwoWayAttention, TwoWayMlp
 
 ABSENT = -1
 """Label of a click that only fills up a batch."""
+NEAR = 1 / (4 * math.pi)
+"""Standard deviation of what SAM's codes of two places have in common, in sides of the crop."""
 
 
 class ClickAttention(TwoWayAttention):
@@ -46,17 +48,13 @@ class SamplerLayer(nn.Module):
         self.cross_attn_image_to_token = ClickAttention(width, heads, inner=width // 2)
         self.norm4 = nn.LayerNorm(width)
 
-    def forward(
-        self, image: Tensor, points: Tensor, present: Tensor, codes: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, points: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Take clicks into a map.
 
         Args:
             image: ``[B, T, C]``.
             points: ``[B, N, C]``, the clicks' tokens.
             present: ``[B, N]`` bool, False for clicks that are not there.
-            codes: position codes of the map ``[T, C]`` and of the clicks ``[B, N, C]``. With them the map also reads
-                the clicks themselves, by place; None as published, where it reads the queries alone.
 
         Returns:
             The map and the clicks' tokens, same shapes.
@@ -68,32 +66,26 @@ class SamplerLayer(nn.Module):
         q = self.norm2(q + read)
         queries, points = q[:, :count], q[:, count:]
         queries = self.norm3(queries + self.mlp(queries))
-        if codes is None:
-            told = self.cross_attn_image_to_token(image, queries, queries)
-        else:
-            place, clicked = codes
-            keys = torch.cat([queries, points + clicked], dim=1)
-            told = self.cross_attn_image_to_token(image + place, keys, torch.cat([queries, points], dim=1), there)
-        return self.norm4(image + told), points
+        return self.norm4(image + self.cross_attn_image_to_token(image, queries, queries)), points
 
 
 class VisualSampler(nn.Module):
     """The prompt encoder: a click is the feature at its place.
 
-    As published a click has neither a label nor a position code: any click says "like this". Both are options here.
+    As published a click has neither a label nor a place: any click says "like this". Both are options here. A place
+    tells the map how near every voxel is to a click, by a Gaussian of `NEAR` sides of the crop: the inner product, in
+    expectation, of SAM's random Fourier codes of the two, which the published code computes and does not use.
 
     Args:
         width: channels of the map.  heads, hidden, queries: of `SamplerLayer`.  layers: of them.
         labels: learn a vector for background clicks and one for foreground clicks, zero at the start.
-        positions: add Fourier codes of places, as SAM does, to clicks and map, which then reads the clicks, too.
+        positions: add to the map how near the clicks are, those of either label apart if there are labels.
 
     >>> sampler = VisualSampler(16, heads=2, hidden=32)
     >>> points, labels = torch.tensor([[[1.0, 2, 3], [0, 0, 0]]]), torch.tensor([[1, ABSENT]])
     >>> sampler(torch.zeros(1, 16, 4, 4, 4), points, labels, size=(16, 16, 16)).shape
     torch.Size([1, 16, 4, 4, 4])
     """
-
-    positional_encoding_gaussian_matrix: Tensor
 
     def __init__(
         self,
@@ -109,9 +101,7 @@ class VisualSampler(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(SamplerLayer(width, heads, hidden, queries) for _ in range(layers))
         self.labels = nn.Embedding.from_pretrained(torch.zeros(2, width), freeze=False) if labels else None
-        self.positions = positions
-        if positions:
-            self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(3, width // 2))
+        self.places = nn.Linear(2 if labels else 1, width) if positions else None
 
     def forward(self, feature: Tensor, points: Tensor, labels: Tensor, *, size: Sequence[int]) -> Tensor:
         """Take clicks into a feature map.
@@ -125,26 +115,40 @@ class VisualSampler(nn.Module):
         Returns:
             ``[B, C, H, W, D]``.
         """
-        grid = feature.shape[2:]
+        grid, present = feature.shape[2:], labels != ABSENT
         unit = (points.to(feature) + 0.5) / torch.tensor(size, device=feature.device, dtype=feature.dtype)
-        tokens = sample(feature, unit)
+        tokens, image = sample(feature, unit), feature.flatten(2).transpose(1, 2)
         if self.labels is not None:
             tokens = tokens + self.labels(labels.clamp(min=0))
-        codes = None
-        if self.positions:
-            sides = (torch.arange(n, device=feature.device, dtype=feature.dtype).add(0.5).div(n) for n in grid)
-            h, w, d = torch.meshgrid(*sides, indexing="ij")
-            codes = self.code(torch.stack([d, h, w], dim=-1).flatten(0, 2)), self.code(unit)
-            tokens = tokens + codes[1]
-        image = feature.flatten(2).transpose(1, 2)
+        if self.places is not None:
+            kinds = [labels == 1, labels == 0] if self.labels is not None else [present]
+            near = torch.stack([nearness(unit, kind, grid) for kind in kinds], dim=-1)
+            image = image + self.places(near.to(image))
         for layer in self.layers:
-            image, tokens = layer(image, tokens, labels != ABSENT, codes)
+            image, tokens = layer(image, tokens, present)
         return image.transpose(1, 2).unflatten(2, grid)
 
-    def code(self, unit: Tensor) -> Tensor:
-        """Fourier codes ``[..., C]`` of places ``[..., 3]`` in [0, 1], as SAM's of pixels."""
-        angles = 2 * math.pi * ((2 * unit - 1) @ self.positional_encoding_gaussian_matrix.to(unit))
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+def nearness(unit: Tensor, present: Tensor, grid: Sequence[int]) -> Tensor:
+    """How near the nearest click is to every place of a map, 1 at the click, 0 far from it or without clicks.
+
+    Args:
+        unit: ``[B, N, 3]``, clicks as shares (d, h, w) of the sides.
+        present: ``[B, N]`` bool, which of them count.
+        grid: of the map, (H, W, D).
+
+    Returns:
+        ``[B, T]``, places in the map's order.
+
+    >>> nearness(torch.tensor([[[0.25, 0.5, 0.5]]]), torch.tensor([[True]]), (1, 1, 2)).round(decimals=4)
+    tensor([[1.0000, 0.0000]])
+    """
+    sides = (torch.arange(n, device=unit.device, dtype=unit.dtype).add(0.5).div(n) for n in grid)
+    h, w, d = torch.meshgrid(*sides, indexing="ij")
+    places = torch.stack([d, h, w], dim=-1).flatten(0, 2)
+    squared = (unit.unsqueeze(2) - places).square().sum(-1)  # [B, N, T]
+    near = (-squared / (2 * NEAR**2)).exp() * present.unsqueeze(2)
+    return F.pad(near, (0, 0, 0, 1)).amax(1)
 
 
 def sample(feature: Tensor, unit: Tensor) -> Tensor:
