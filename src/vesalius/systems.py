@@ -169,6 +169,29 @@ SYSTEMS = {
   doi     = {10.1016/j.media.2024.103285}
 }""",
     ),
+    "sam3d": System(
+        name="sam3d",
+        chapter="adapt",
+        title="3DSAM-adapter: Segment Anything on volumes, one click a tumour",
+        idea=(
+            "SAM's frozen 2-D weights attend within 3-D windows, with a third table of positions and a light 3-D "
+            "convolution in every block; a click is the feature at its place. Clicks that are far apart get crops of "
+            "their own, which are merged; labels and places of clicks, which the published network lacks, are options."
+        ),
+        weights="the authors' best.pth.tar and last.pth.tar, with or without clicks, both ways; SAM's files as the base",
+        licence="not stated (authors' code and weights); Apache 2.0 (SAM)",
+        doi="10.1016/j.media.2024.103324",
+        bibtex="""@article{gong2024sam3d,
+  title   = {{3DSAM-adapter}: Holistic adaptation of {SAM} from {2D} to {3D} for promptable tumor segmentation},
+  author  = {Gong, Shizhan and Zhong, Yuan and Ma, Wenao and Li, Jinpeng and Wang, Zhao and Zhang, Jingyang
+             and Heng, Pheng-Ann and Dou, Qi},
+  journal = {Medical Image Analysis},
+  volume  = {98},
+  pages   = {103324},
+  year    = {2024},
+  doi     = {10.1016/j.media.2024.103324}
+}""",
+    ),
 }
 
 
