@@ -178,7 +178,7 @@ SYSTEMS = {
             "convolution in every block; a click is the feature at its place. Clicks that are far apart get crops of "
             "their own, which are merged; labels and places of clicks, which the published network lacks, are options."
         ),
-        weights="the authors' best.pth.tar and last.pth.tar, with or without clicks, both ways; SAM's files as the base",
+        weights="the authors' best.pth.tar and last.pth.tar, with clicks or without, both ways; SAM's as the base",
         licence="not stated (authors' code and weights); Apache 2.0 (SAM)",
         doi="10.1016/j.media.2024.103324",
         bibtex="""@article{gong2024sam3d,
