@@ -39,7 +39,7 @@ def main() -> None:
             for size in (("small", "64m") if options.full else ("small",))
         ),
         ("Reading and loading", "reader.py", ()),
-        ("Whole volumes: windows and caches", "volumes.py", ()),
+        ("Whole volumes: windows and caches", "volumes.py", ("--full",) if options.full else ()),
     ):
         print(f"\n{title}", flush=True)
         shared = ("--threads", str(options.threads), "--repeats", str(options.repeats))
