@@ -6,7 +6,8 @@ MLP, its qkv can be replaced, and its windows, shift and relative positions work
 names of the tensors are kept: slots are empty by default and have none.
 
 Differences from the published code: any image size, square or not (tables are resized at run time), and the relative
-positions enter the attention kernel as extra channels of queries and keys, so that no table of token pairs is built.
+positions enter the attention kernel as extra channels of queries and keys (on large grids without a gradient as a mask
+for some queries at a time), so that no table of all pairs of tokens is built.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from vesalius.errors import ConfigError, nearest
 
 AXES = "hwd"
 SLOTS = ("pre_attn", "post_attn", "post_mlp", "attn.qkv")
+QUERIES = 512  # whose attention mask is held at a time where there is no gradient
 BLOCKED = -100.0  # logit between tokens that a cyclic shift brought side by side (Swin)
 
 
@@ -111,7 +113,7 @@ SAM_PRESETS = {
         global_blocks=(1, 3),
         window=4,
         neck=64,
-        decoder=SamDecoderConfig(mlp=128, iou_hidden=64),
+        decoder=SamDecoderConfig(heads=2, mlp=128, iou_hidden=64),
     ),
 }
 """The three published sizes, and one for a laptop's CPU (0.7 million parameters)."""
@@ -146,12 +148,10 @@ class SamAttention(nn.Module):
         count, *grid, width = x.shape
         q, k, v = self.qkv(x).reshape(count, -1, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         positions = self._positions(q.unflatten(2, grid))
-        marks = _marks(tuple(grid)).to(k).expand(count, self.heads, -1, -1)
-        q = torch.cat([q * q.shape[-1] ** -0.5, positions], dim=-1)
-        k = torch.cat([k, marks], dim=-1)
-        # the fused kernels want values as wide as the queries
-        v = F.pad(v, (0, positions.shape[-1]))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)[..., : width // self.heads]
+        if mask is None and positions.shape[-1] > q.shape[-1] and not torch.is_grad_enabled():
+            out = _attend_in_parts(q, k, v, positions, grid)
+        else:
+            out = _attend(q, k, v, positions, grid, mask)
         return self.proj(out.transpose(1, 2).reshape(count, *grid, width))
 
     def _positions(self, q: Tensor) -> Tensor:
@@ -162,6 +162,33 @@ class SamAttention(nn.Module):
             parts.append(torch.einsum(f"bn{self.axes}c,{axis}kc->bn{self.axes}k", q, table))
         positions = torch.cat(parts, dim=-1).flatten(2, -2)
         return positions * self.lr if len(self.axes) == 3 else positions
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, grid: list[int], mask: Tensor | None) -> Tensor:
+    """Attention with the positions as more channels: of the queries what they add, of the keys where they are.
+
+    Nothing as large as the pairs of tokens is kept for the gradient.
+    """
+    width = q.shape[-1]
+    marks = _marks(tuple(grid)).to(k).expand(*k.shape[:2], -1, -1)
+    q = torch.cat([q * width**-0.5, positions], dim=-1)
+    k = torch.cat([k, marks], dim=-1)
+    v = F.pad(v, (0, positions.shape[-1]))  # the fused kernels want values as wide as the queries
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)[..., :width]
+
+
+def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, grid: list[int]) -> Tensor:
+    """The same with the positions as a mask for some queries at a time: quicker on large grids, without a gradient."""
+    out = torch.empty_like(q)
+    for some in torch.arange(q.shape[2]).split(QUERIES):
+        rows = slice(int(some[0]), int(some[-1]) + 1)
+        bias = positions.new_zeros(1)
+        for axis, part in enumerate(positions[:, :, rows].split(grid, dim=-1)):
+            # from a key's coordinate along one axis to every key
+            shape = [side if number == axis else 1 for number, side in enumerate(grid)]
+            bias = bias + part.unflatten(-1, shape)
+        out[:, :, rows] = F.scaled_dot_product_attention(q[:, :, rows], k, v, attn_mask=bias.flatten(3))
+    return out
 
 
 def relative_rows(table: Tensor, side: int) -> Tensor:
