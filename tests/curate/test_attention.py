@@ -11,6 +11,7 @@ from vesalius.curate.attention import AttentionConfig, _opened, attention_maps
 from vesalius.curate.proposals import ENTROPY, Proposal, average_masks
 from vesalius.data.class_tables import ClassTable
 from vesalius.errors import ConfigError, VesaliusError
+from vesalius.images import read_volume
 
 SHAPE = (24, 20, 16)
 TABLE = ClassTable.from_dict(
@@ -150,3 +151,17 @@ def test_errors_say_what_to_do():
         maps_of(reader(liver=[mask]), ["liver"], spacing=None)
     with pytest.raises(VesaliusError, match="different shapes"):
         average_masks(lambda name: [Proposal.from_mask(mask), Proposal.from_mask(mask[1:])], ["liver"])
+
+
+def test_five_models_of_a_glioma(shared_data):
+    folder = shared_data("mri_brain_glioma") / "TCGA-FG-6692"
+    tumours = [read_volume(path).array[0] > 0 for path in sorted(folder.glob("seg_*-20.nii.gz"))]
+    assert len(tumours) == 5
+    masks = average_masks(lambda name: [Proposal.from_mask(one) for one in tumours], ["tumour"], table=TABLE)
+    read = reader(tumour=tumours)
+    (maps,) = attention_maps(read, masks, ["tumour"], spacing=(1.0, 1.0, 1.0), table=TABLE)
+    disputed = np.any(tumours, axis=0) & ~np.all(tumours, axis=0)
+    thick = ndimage.binary_opening(disputed, np.ones((5, 5, 5), bool))
+    assert 0 < thick.sum() < disputed.sum() / 2
+    assert np.array_equal(maps.full("attended") > 0, thick)
+    assert np.array_equal(masks["tumour"], np.sum(tumours, axis=0) >= 3)
