@@ -64,6 +64,12 @@ class Served:
         return self.ask(path, method="POST", body=body, **given)
 
 
+@pytest.fixture(scope="session")
+def make_project() -> Callable[..., Atlas]:
+    """`projects.make_project`."""
+    return projects.make_project
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
     """A small project that tests copy."""

@@ -16,6 +16,7 @@ export class Mask {
     this.spacing = spacing;
     this.steps = [1, dims[0], dims[0] * dims[1]];
     this.data = data; // of 0 and 1, and from now on the mask's own
+    this.base = data.slice(); // before what `fillBetween` would carry on
     this.count = 0;
     for (let i = 0; i < data.length; i++) this.count += data[i];
     this.past = [];
@@ -153,33 +154,41 @@ export class Mask {
   }
 
   /**
-   * Fills between the slices of `plane` that were drawn on: each slice between two of them becomes the shape half-way,
-   * by their signed distances. With fewer than two, the gaps between slices that hold something are filled.
-   * Returns how many slices were filled.
+   * Carries what was drawn on two slices of `plane` on to those between them: what was added on both is added there,
+   * what was erased is erased, each in the shape half-way by signed distances. Where fewer than two slices were drawn
+   * on, the gaps between slices that hold something are filled. Returns how many slices changed.
    */
   fillBetween(plane) {
-    const { w } = PLANES[plane];
-    let keys = [...this.drawn[plane]].sort((a, b) => a - b);
-    if (keys.length < 2) keys = this.filled(plane);
+    const drawn = [...this.drawn[plane]].sort((a, b) => a - b);
+    const { data, base } = this;
     this.begin();
-    let slices = 0;
-    for (let k = 0; k + 1 < keys.length; k++) {
-      const [low, high] = [keys[k], keys[k + 1]];
-      if (high - low < 2) continue;
-      const [one, other] = [this.slice(plane, low), this.slice(plane, high)];
-      if (!one.values.includes(1) || !other.values.includes(1)) continue;
-      const [near, far] = [signedDistance(one), signedDistance(other)];
-      for (let at = low + 1; at < high; at++) {
-        const part = (at - low) / (high - low);
-        for (let i = 0; i < near.length; i++) {
-          this.set(one.index(i) + (at - low) * this.steps[w], (1 - part) * near[i] + part * far[i] < 0 ? 1 : 0);
-        }
-        slices++;
-      }
+    const filled = new Set();
+    if (drawn.length < 2) this.between(plane, this.filled(plane), (i) => data[i], 1, filled);
+    else {
+      this.between(plane, drawn, (i) => data[i] & ~base[i], 1, filled);
+      this.between(plane, drawn, (i) => base[i] & ~data[i], 0, filled);
     }
     this.end();
     this.drawn[plane].clear();
-    return slices;
+    this.base.set(this.data);
+    return filled.size;
+  }
+
+  between(plane, slices, shape, value, filled) {
+    const shapes = slices.map((at) => this.slice(plane, at, shape)); // before anything changes
+    for (let k = 0; k + 1 < slices.length; k++) {
+      const [low, high] = [slices[k], slices[k + 1]];
+      if (high - low < 2 || !shapes[k].values.includes(1) || !shapes[k + 1].values.includes(1)) continue;
+      const [near, far] = [signedDistance(shapes[k]), signedDistance(shapes[k + 1])];
+      for (let at = low + 1; at < high; at++) {
+        const part = (at - low) / (high - low);
+        const away = (at - low) * this.steps[PLANES[plane].w];
+        for (let i = 0; i < near.length; i++) {
+          if ((1 - part) * near[i] + part * far[i] < 0) this.set(shapes[k].index(i) + away, value);
+        }
+        filled.add(at);
+      }
+    }
   }
 
   /** The slices of a plane that hold something. */
@@ -193,12 +202,12 @@ export class Mask {
   }
 
   /** A slice: values, size, spacing, and where its i-th value lies in the volume. */
-  slice(plane, at) {
+  slice(plane, at, shape = (i) => this.data[i]) {
     const { u, v, w } = PLANES[plane];
     const size = [this.dims[u], this.dims[v]];
     const index = (i) => (i % size[0]) * this.steps[u] + Math.floor(i / size[0]) * this.steps[v] + at * this.steps[w];
     const values = new Uint8Array(size[0] * size[1]);
-    for (let i = 0; i < values.length; i++) values[i] = this.data[index(i)];
+    for (let i = 0; i < values.length; i++) values[i] = shape(index(i));
     return { values, size, spacing: [this.spacing[u], this.spacing[v]], index };
   }
 }

@@ -56,7 +56,8 @@ export function showFilters(items, { reader, filter }, choose) {
 /** The queue's lines; `open(item)` on a click or Enter. */
 export function showQueue(items, { reader, filter, current }, open) {
   const most = Math.max(...items.map((item) => item.score), 1e-9);
-  const shown = items.filter((item) => FILTERS[filter][1](item, reader));
+  const isOpen = (item) => item.case === current?.case && item.structure === current?.structure;
+  const shown = items.filter((item) => FILTERS[filter][1](item, reader) || isOpen(item));
   const lines = shown.map((item) => {
     const verdict = item.verdicts[reader];
     const marks = [];
@@ -79,7 +80,7 @@ export function showQueue(items, { reader, filter, current }, open) {
         tabIndex: 0,
         onclick: () => open(item),
         onkeydown: (event) => event.key === "Enter" && open(item),
-        attributes: { "aria-current": String(item.case === current?.case && item.structure === current?.structure) },
+        attributes: { "aria-current": String(isOpen(item)) },
       },
       make("div", { className: "line" }, make("span", { className: "name", textContent: title(item.structure) }), ...marks),
       make(

@@ -4,6 +4,8 @@ import { fillHelp, listen } from "./keys.js";
 import { Mask } from "./mask.js";
 import * as panel from "./panel.js";
 import { $, make, title, toast } from "./panel.js";
+import { MASK_COLOUR } from "./over.js";
+import { Settings } from "./settings.js";
 import { centre, crop } from "./shapes.js";
 import { Tools } from "./tools.js";
 import * as wire from "./wire.js";
@@ -11,16 +13,13 @@ import * as wire from "./wire.js";
 const COLOURS = ["#ff9a62", "#6ea8ff", "#d58cff", "#f2708f", "#7fd4ff", "#b4e062", "#e0b46c", "#9fa8ff"];
 const AVERAGE = "#eef2f7";
 const OTHER = "#ffffff";
-const MASK_COLOUR = "#35d0a5";
-const WINDOWS = [ // name, centre, width in HU
-  ["Abdomen", 40, 400], ["Liver", 80, 180], ["Soft tissue", 50, 350], ["Lung", -500, 1500], ["Bone", 400, 1800], ["Brain", 40, 80],
-];
 const POLL = 20000; // ms between looks at what others saved
 const IDLE = 60; // s without a sign of life after which the clock stops
 
-const state = { project: null, items: [], filter: "todo", reader: "first", item: null, facts: null, reviews: [], version: 0, layers: [], heat: "", seconds: 0, active: 0, busy: false };
+const state = { project: null, items: [], filter: "todo", reader: "first", item: null, facts: null, reviews: [], version: 0, layers: [], heat: "", seconds: 0, active: 0, busy: false, wanted: null };
 let view;
 let tools;
+let settings;
 
 async function start() {
   history.replaceState(null, "", location.pathname + location.hash); // the token is in a cookie now
@@ -29,21 +28,26 @@ async function start() {
   $("project-name").textContent = state.project.name;
   $("who").value = localStorage.getItem("who") ?? state.project.who;
   state.reader = state.project.reader;
+  await refresh();
   if (!state.project.viewer) return panel.loading(state.project.missing);
+  panel.loading("Starting the viewer");
   const { View } = await import("./view.js");
   view = new View({ planes: $("planes"), over: $("over"), solid: $("solid") });
   await view.start();
-  tools = new Tools(view, { changed: maskChanged, moved: showPosition, windowed: (...window) => setWindow(window) });
+  tools = new Tools(view, { changed: maskChanged, moved: showPosition, windowed: (...window) => settings.setWindow(window) });
+  settings = new Settings(view, tools, showPosition);
   bind();
-  chooseTool("move");
-  setRadius(6);
-  await refresh();
-  const [wanted, structure] = location.hash.slice(1).split("/").map(decodeURIComponent);
-  const first = state.items.find((item) => item.case === wanted && item.structure === structure) ?? todo()[0] ?? state.items[0];
+  const first = linked() ?? todo()[0] ?? state.items[0];
   if (first) await open(first);
   else panel.loading("The queue is empty. Fill it with: vesalius curate atlas step");
   setInterval(tick, 1000);
   setInterval(() => refresh().catch(() => {}), POLL);
+}
+
+/** The structure that the address names. */
+function linked() {
+  const [name, structure] = location.hash.slice(1).split("/").map(decodeURIComponent);
+  return state.items.find((item) => item.case === name && item.structure === structure);
 }
 
 const todo = () => state.items.filter((item) => panel.FILTERS.todo[1](item, state.reader));
@@ -72,7 +76,8 @@ function draw() {
 
 /** Opens a structure; a changed mask is asked about first. */
 async function open(item, { force = false } = {}) {
-  if (state.busy) return;
+  state.wanted = item;
+  if (state.busy) return; // the last one asked for comes next
   if (view.mask?.edited && !force) {
     const answer = await ask("leave", ["stay", "discard", "save"]);
     if (answer === "stay" || answer === null) return;
@@ -89,10 +94,10 @@ async function open(item, { force = false } = {}) {
       state.facts = await wire.getJSON("cases", item.case);
       view.placed = state.facts.placed;
       await view.open(await wire.getBuffer("cases", item.case, "image", "0"));
-      offerWindows();
+      settings.offer(state.facts);
     }
     state.item = item;
-    location.replace(`#${encodeURIComponent(item.case)}/${encodeURIComponent(item.structure)}`);
+    history.replaceState(null, "", `#${encodeURIComponent(item.case)}/${encodeURIComponent(item.structure)}`);
     await fill(await detail, fresh);
     panel.loading(null);
   } catch (error) {
@@ -101,6 +106,7 @@ async function open(item, { force = false } = {}) {
     state.busy = false;
   }
   draw();
+  if (state.wanted && state.wanted !== item) await open(state.wanted);
 }
 
 /** The structure's masks, maps and history. */
@@ -208,7 +214,7 @@ async function judge(verdict, { stay = false } = {}) {
     return false;
   }
   if (state.busy || !view.mask) return false;
-  state.busy = true;
+  Object.assign(state, { busy: true, wanted: null });
   const { case: name, structure } = state.item;
   const path = ["cases", name, structure, "reviews"];
   try {
@@ -237,7 +243,7 @@ async function judge(verdict, { stay = false } = {}) {
   if (!stay) {
     const next = both ? null : (todo()[Math.max(at, 0)] ?? todo()[0]); // two readings: stay and see how far apart
     const here = state.items.find((item) => item.case === name && item.structure === structure);
-    await open(next ?? here, { force: true });
+    await open(state.wanted ?? next ?? here, { force: true });
   }
   return true;
 }
@@ -289,30 +295,6 @@ function notice(text, label, action) {
   if (text !== null) $("notice").replaceChildren(text, make("button", { textContent: label, onclick: action }));
 }
 
-// The picture's settings
-
-function offerWindows() {
-  const { ct, window, channels } = state.facts;
-  const presets = [...(ct ? WINDOWS : []), ["Of the file", ...window]];
-  $("window").replaceChildren(...presets.map(([name], at) => make("option", { textContent: name, value: at })), make("option", { textContent: "By hand", value: -1 }));
-  state.windows = presets;
-  choosePreset(0);
-  $("channel").hidden = channels.length < 2;
-  $("channel").replaceChildren(...channels.map((name, at) => make("option", { textContent: name, value: at })));
-}
-
-function choosePreset(at) {
-  setWindow(state.windows[at].slice(1));
-  $("window").value = at;
-}
-
-function setWindow(window) {
-  tools.window = window;
-  view.setWindow(...window);
-  $("window").value = -1;
-  showPosition();
-}
-
 async function offerHeat(maps) {
   const chosen = maps.includes(state.heat) ? state.heat : "";
   $("heat").replaceChildren(make("option", { textContent: "Off", value: "" }), ...maps.map((kind) => make("option", { textContent: title(kind), value: kind })));
@@ -325,27 +307,6 @@ async function setHeat(kind) {
   $("heat").value = kind;
   const buffer = kind ? await wire.getBuffer("cases", state.item.case, state.item.structure, "maps", kind) : null;
   await view.setHeat(buffer, Number($("heat-opacity").value));
-}
-
-function chooseTool(tool) {
-  tools.select(tool);
-  for (const button of $("tools").children) button.setAttribute("aria-checked", String(button.dataset.tool === tool));
-}
-
-function setRadius(radius) {
-  tools.radius = Math.min(Math.max(radius, 0.5), 40);
-  $("radius").value = tools.radius;
-  $("radius-text").textContent = `${tools.radius} mm`;
-}
-
-function setThreshold(on) {
-  $("threshold").setAttribute("aria-pressed", String(on));
-  $("limits").hidden = !on;
-  if (on && !$("low").value) {
-    const [middle, width] = tools.window;
-    [$("low").value, $("high").value] = [Math.round(middle - width / 2), Math.round(middle + width / 2)];
-  }
-  tools.limits = on ? [Number($("low").value), Number($("high").value)] : null;
 }
 
 function showPosition() {
@@ -391,13 +352,10 @@ const actions = {
     if (item) open(item);
     else toast("Nothing is left to do.");
   },
-  tool: chooseTool,
-  radius: (way) => setRadius(tools.radius + way * (tools.radius >= 5 ? 1 : 0.5)),
-  ball: () => {
-    tools.ball = !tools.ball;
-    $("ball").setAttribute("aria-pressed", String(tools.ball));
-  },
-  threshold: () => setThreshold(tools.limits === null),
+  tool: (tool) => settings.chooseTool(tool),
+  radius: (way) => settings.stepRadius(way),
+  ball: () => settings.setBall(!tools.ball),
+  threshold: () => settings.setThreshold(tools.limits === null),
   between: () => {
     const count = view.mask.fillBetween(view.plane);
     if (count) maskChanged();
@@ -429,18 +387,12 @@ const actions = {
     const kinds = ["", ...state.maps];
     return setHeat(state.heat ? "" : (kinds.find((kind) => kind === "attention") ?? kinds.at(-1)));
   },
-  window: () => choosePreset((Number($("window").value) + 1) % state.windows.length),
-  layout: () => setLayout({ grid: "axial", axial: "coronal", coronal: "sagittal", sagittal: "grid" }[view.layout]),
+  window: () => settings.nextWindow(),
+  layout: () => settings.nextLayout(),
   file: () => $("file").click(),
   help: () => $("help").showModal(),
   released: (key) => key === " " && tools.dabEnd(),
 };
-
-function setLayout(name) {
-  $("layout").value = name;
-  view.setLayout(name);
-  if (name !== "grid") view.plane = name;
-}
 
 async function takeFile() {
   const [file] = $("file").files;
@@ -461,7 +413,6 @@ function bind() {
   for (const id of ["accept", "correct", "cannot", "between", "undo", "redo", "ball", "threshold"]) {
     $(id).onclick = () => actions[id]();
   }
-  for (const button of $("tools").children) button.onclick = () => chooseTool(button.dataset.tool);
   for (const reader of ["first", "second"]) {
     $(`reader-${reader}`).onclick = async () => {
       state.reader = reader;
@@ -470,10 +421,6 @@ function bind() {
     };
   }
   $("help-button").onclick = actions.help;
-  $("radius").oninput = () => setRadius(Number($("radius").value));
-  $("low").onchange = $("high").onchange = () => setThreshold(true);
-  $("window").onchange = () => Number($("window").value) >= 0 && choosePreset(Number($("window").value));
-  $("layout").onchange = () => setLayout($("layout").value);
   $("heat").onchange = () => setHeat($("heat").value);
   $("heat-opacity").oninput = () => view.setHeatOpacity(Number($("heat-opacity").value));
   $("file").onchange = takeFile;
@@ -483,11 +430,12 @@ function bind() {
     await view.open(await wire.getBuffer("cases", state.item.case, "image", $("channel").value));
     view.setMask(mask);
     view.setCursor(cursor);
-    choosePreset(0);
+    settings.choosePreset(0);
     await setHeat(state.heat);
     showMask();
   };
   for (const sign of ["pointermove", "keydown", "wheel"]) document.addEventListener(sign, () => (state.active = Date.now()), { passive: true });
+  addEventListener("hashchange", () => linked() && open(linked()));
   addEventListener("beforeunload", (event) => view.mask?.edited && event.preventDefault());
 }
 

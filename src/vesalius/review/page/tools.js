@@ -1,6 +1,8 @@
 // The hand on the picture: mouse, pen and Space draw, move, zoom and set the window.
 
-const COLOURS = { brush: "#35d0a5", eraser: "#ff7a70" };
+import { MASK_COLOUR } from "./over.js";
+
+const COLOURS = { brush: MASK_COLOUR, eraser: "#ff7a70" };
 
 export class Tools {
   /** `changed()` after each stroke; `moved()` when crosshair or plane may have; `windowed(centre, width)` by dragging. */
@@ -115,7 +117,7 @@ export class Tools {
     const brush = hit && { at: hit.voxel, plane: hit.plane, radius: this.radius, colour: COLOURS[this.tool] };
     if (!brush && !this.view.brush) return;
     this.view.brush = brush;
-    this.view.paintOver();
+    this.view.over.paint();
   }
 
   /** Space: draws at the crosshair, and along its way until it is released. */

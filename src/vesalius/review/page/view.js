@@ -1,13 +1,12 @@
-// The volume on the screen: three planes and the structure's surfaces in 3-D, both by NiiVue; over the planes a canvas
-// with what should be sharp at any zoom: outlines, crosshair, brush, letters, scale.
+// The volume on the screen: three planes and the structure's surfaces in 3-D, both by NiiVue.
 
 import { Niivue, NVImage, NVMesh } from "./niivue.js";
 import { PLANES } from "./mask.js";
-import { outline, surface } from "./shapes.js";
+import { MASK_COLOUR, Over, rgb } from "./over.js";
+import { surface } from "./shapes.js";
 import { readImage } from "./wire.js";
 
 const NUMBERS = { axial: 0, coronal: 1, sagittal: 2 }; // NiiVue's
-const LETTERS = { axial: "RLAP", coronal: "RLSI", sagittal: "PASI" }; // low u, high u, high v, low v
 const LAYOUTS = {
   grid: { axial: [0, 0, 0.5, 0.5], sagittal: [0.5, 0, 0.5, 0.5], coronal: [0, 0.5, 0.5, 0.5], solid: [0.5, 0.5, 0.5, 0.5] },
 };
@@ -15,7 +14,8 @@ for (const [large, ...small] of [["axial", "sagittal", "coronal"], ["coronal", "
   LAYOUTS[large] = { [large]: [0, 0, 0.68, 1] };
   [...small, "solid"].forEach((name, row) => (LAYOUTS[large][name] = [0.68, row / 3, 0.32, 1 / 3]));
 }
-const MASK_COLOUR = "#35d0a5";
+
+const QUIET = { logLevel: "error", backColor: [0.035, 0.043, 0.055, 1], dragAndDropEnabled: false, loadingText: "" };
 
 /** NiiVue whose slices fill their tiles, also where they are zoomed. */
 class Planes extends Niivue {
@@ -51,7 +51,7 @@ class Planes extends Niivue {
 export class View {
   constructor({ planes, over, solid }) {
     this.canvases = { planes, over, solid };
-    this.context = over.getContext("2d");
+    this.over = new Over(this);
     this.layers = [];
     this.cursor = [0, 0, 0];
     this.plane = "axial";
@@ -62,9 +62,8 @@ export class View {
   }
 
   async start() {
-    const quiet = { logLevel: "error", backColor: [0.035, 0.043, 0.055, 1], dragAndDropEnabled: false, loadingText: "" };
     this.nv = new Planes({
-      ...quiet,
+      ...QUIET,
       interactive: false,
       isRadiologicalConvention: true,
       crosshairWidth: 0,
@@ -73,15 +72,20 @@ export class View {
     });
     await this.nv.attachToCanvas(this.canvases.planes, false);
     this.nv.setSliceType(3);
-    this.nv.drawn = () => this.paintOver();
-    this.nv3 = new Niivue({ ...quiet, show3Dcrosshair: false });
-    this.nv3.onAzimuthElevationChange = () => this.sayFrom();
-    await this.nv3.attachToCanvas(this.canvases.solid, true);
-    this.nv3.setSliceType(4);
-    this.nv3.setRenderAzimuthElevation(160, 12); // from the front, a little from the side
-    this.canvases.solid.removeAttribute("tabindex"); // its keys are the page's
+    this.nv.drawn = () => this.over.paint();
     this.setLayout("grid");
     new ResizeObserver(() => this.draw()).observe(this.canvases.planes.parentElement);
+  }
+
+  /** The 3-D view, when it is first needed: the planes come sooner so. */
+  async startSolid() {
+    const solid = new Niivue({ ...QUIET, show3Dcrosshair: false });
+    await solid.attachToCanvas(this.canvases.solid, true);
+    this.nv3 = solid;
+    solid.onAzimuthElevationChange = () => this.sayFrom();
+    solid.setSliceType(4);
+    solid.setRenderAzimuthElevation(160, 12); // from the front, a little from the side
+    this.canvases.solid.removeAttribute("tabindex"); // its keys are the page's
   }
 
   /** Shows a volume (the server's NIfTI); the mask, layers and heat of the last one go. */
@@ -219,7 +223,7 @@ export class View {
   }
 
   turn(azimuth, elevation) {
-    this.nv3.setRenderAzimuthElevation(
+    this.nv3?.setRenderAzimuthElevation(
       this.nv3.scene.renderAzimuth + azimuth, this.nv3.scene.renderElevation + elevation,
     );
   }
@@ -235,7 +239,8 @@ export class View {
 
   /** The surfaces anew: of the mask, and of layers that ask for one. */
   drawSolid(parts) {
-    this.later("solid", () => {
+    this.later("solid", async () => {
+      await (this.solidStarted ??= this.startSolid());
       for (const mesh of [...this.nv3.meshes]) this.nv3.removeMesh(mesh);
       for (const { part, colour, opacity } of parts) {
         if (!part) continue;
@@ -307,158 +312,4 @@ export class View {
     const dense = this.density();
     return [frame.left + (map.a * voxel[u] + map.e) / dense, frame.top + (map.d * voxel[v] + map.f) / dense];
   }
-
-  /** The canvas over the planes. */
-  paintOver() {
-    const { over, planes } = this.canvases;
-    if (over.width !== planes.width) over.width = planes.width;
-    if (over.height !== planes.height) over.height = planes.height;
-    const pen = this.context;
-    pen.clearRect(0, 0, over.width, over.height);
-    if (!this.image || !this.mask) return;
-    for (const plane of Object.keys(PLANES)) {
-      const map = this.mapping(plane);
-      if (!map) continue;
-      pen.save();
-      pen.beginPath();
-      pen.rect(map.left, map.top, map.width, map.height);
-      pen.clip();
-      for (const layer of this.layers) if (layer.shown && layer.part) this.paintLayer(plane, map, layer);
-      if (this.maskShown !== "off") this.paintMask(plane, map);
-      this.paintCross(plane, map);
-      if (this.brush?.plane === plane) this.paintBrush(plane, map);
-      this.paintLetters(plane, map);
-      pen.restore();
-    }
-  }
-
-  stroke(segments, map, colour, width, dash = []) {
-    const pen = this.context;
-    pen.beginPath();
-    for (let i = 0; i < segments.length; i += 4) {
-      pen.moveTo(map.a * segments[i] + map.e, map.d * segments[i + 1] + map.f);
-      pen.lineTo(map.a * segments[i + 2] + map.e, map.d * segments[i + 3] + map.f);
-    }
-    pen.setLineDash(dash);
-    pen.lineCap = "round";
-    pen.lineWidth = width * this.density();
-    pen.strokeStyle = colour;
-    pen.stroke();
-    pen.setLineDash([]);
-  }
-
-  paintLayer(plane, map, { part, colour, shown, dashed }) {
-    const at = this.cursor[PLANES[plane].w];
-    if (shown === "fill") this.paintFill(plane, map, part, colour, at);
-    this.stroke(outline(part, plane, at), map, colour, 1.6, dashed ? [5, 4].map((n) => n * this.density()) : []);
-  }
-
-  paintFill(plane, map, part, colour, at) {
-    const { u, v, w } = PLANES[plane];
-    const across = at - part.low[w];
-    if (across < 0 || across >= part.size[w]) return;
-    const steps = [1, part.size[0], part.size[0] * part.size[1]];
-    const picture = new ImageData(part.size[u], part.size[v]);
-    const [red, green, blue] = rgb(colour);
-    for (let j = 0, to = 0; j < part.size[v]; j++) {
-      for (let i = 0; i < part.size[u]; i++, to += 4) {
-        if (part.values[i * steps[u] + j * steps[v] + across * steps[w]]) picture.data.set([red, green, blue, 90], to);
-      }
-    }
-    const small = new OffscreenCanvas(part.size[u], part.size[v]);
-    small.getContext("2d").putImageData(picture, 0, 0);
-    const pen = this.context;
-    pen.save();
-    pen.imageSmoothingEnabled = false;
-    pen.setTransform(map.a, 0, 0, map.d, map.e, map.f);
-    pen.drawImage(small, part.low[u] - 0.5, part.low[v] - 0.5);
-    pen.restore();
-  }
-
-  paintMask(plane, map) {
-    const { w } = PLANES[plane];
-    const { values, size } = this.mask.slice(plane, this.cursor[w]);
-    const { u, v } = PLANES[plane];
-    const part = { low: [0, 0, 0], size: [1, 1, 1], values };
-    [part.size[u], part.size[v], part.low[w]] = [...size, this.cursor[w]];
-    this.stroke(outline(part, plane, this.cursor[w]), map, MASK_COLOUR, 2);
-  }
-
-  paintCross(plane, map) {
-    const { u, v } = PLANES[plane];
-    const pen = this.context;
-    const dense = this.density();
-    const x = map.a * this.cursor[u] + map.e;
-    const y = map.d * this.cursor[v] + map.f;
-    const gap = 12 * dense;
-    pen.lineWidth = dense;
-    pen.strokeStyle = plane === this.plane ? "rgba(255, 214, 102, 0.55)" : "rgba(255, 214, 102, 0.28)";
-    pen.beginPath();
-    for (const [x0, y0, x1, y1] of [
-      [map.left, y, x - gap, y], [x + gap, y, map.left + map.width, y],
-      [x, map.top, x, y - gap], [x, y + gap, x, map.top + map.height],
-    ]) {
-      pen.moveTo(x0, y0);
-      pen.lineTo(x1, y1);
-    }
-    pen.stroke();
-  }
-
-  paintBrush(plane, map) {
-    const { u, v } = PLANES[plane];
-    const { at, radius, colour } = this.brush;
-    const pen = this.context;
-    pen.beginPath();
-    pen.ellipse(
-      map.a * at[u] + map.e, map.d * at[v] + map.f,
-      Math.abs((map.a * radius) / this.image.spacing[u]), Math.abs((map.d * radius) / this.image.spacing[v]),
-      0, 0, 2 * Math.PI,
-    );
-    pen.lineWidth = 1.5 * this.density();
-    pen.strokeStyle = colour;
-    pen.stroke();
-  }
-
-  paintLetters(plane, map) {
-    const pen = this.context;
-    const dense = this.density();
-    const { u, w } = PLANES[plane];
-    const size = 12 * dense;
-    const [right, down] = [map.left + map.width, map.top + map.height];
-    const say = (text, x, y, align, colour = "#8d99a8") => {
-      pen.font = `600 ${size}px system-ui, sans-serif`;
-      pen.textAlign = align;
-      pen.lineWidth = 3 * dense;
-      pen.strokeStyle = "rgba(9, 11, 14, 0.85)";
-      pen.strokeText(text, x, y);
-      pen.fillStyle = colour;
-      pen.fillText(text, x, y);
-    };
-    const pad = 8 * dense;
-    if (this.placed) {
-      const [low, high, top, bottom] = LETTERS[plane];
-      const flipped = u === 0; // x is shown from right to left
-      say(flipped ? "R" : low, map.left + pad, map.top + map.height / 2 - pad, "left");
-      say(flipped ? "L" : high, right - pad, map.top + map.height / 2 - pad, "right");
-      say(top, map.left + map.width / 2 + pad, map.top + size + 2 * dense, "left");
-      say(bottom, map.left + map.width / 2 + pad, down - pad, "left");
-    }
-    const active = plane === this.plane;
-    say(
-      `${plane[0].toUpperCase()}${plane.slice(1)}  ${this.cursor[w] + 1}/${this.image.dims[w]}`,
-      map.left + pad, map.top + size + 2 * dense, "left", active ? "#ffd666" : "#8d99a8",
-    );
-    const unit = [100, 50, 20, 10, 5].find((mm) => (mm / this.image.spacing[u]) * Math.abs(map.a) < map.width / 3) ?? 5;
-    const long = (unit / this.image.spacing[u]) * Math.abs(map.a);
-    pen.fillStyle = "#8d99a8";
-    pen.fillRect(right - pad - long, down - pad, long, 2 * dense);
-    say(`${unit} mm`, right - pad, down - pad - 4 * dense, "right");
-    pen.lineWidth = dense;
-    pen.strokeStyle = active ? "rgba(255, 214, 102, 0.5)" : "#1d242d";
-    pen.strokeRect(map.left + dense / 2, map.top + dense / 2, map.width - dense, map.height - dense);
-  }
-}
-
-function rgb(colour) {
-  return [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
 }
