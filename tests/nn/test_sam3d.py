@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from vesalius.errors import ConfigError
+from vesalius.nn.checkpointing import recompute
 from vesalius.nn.sam import SAM_PRESETS, SamViT
 from vesalius.nn.sam3d import Sam3D, Sam3DShape
 from vesalius.nn.sam3d_heads import ABSENT
@@ -90,6 +91,17 @@ def test_labels_and_positions_are_options():
 
     with torch.no_grad():
         assert lean(placed) > 10 * lean(plain)
+
+
+def test_blocks_can_be_recomputed():
+    network = build()
+    volume, points = torch.randn(1, 1, 16, 16, 16), torch.tensor([[[4.0, 8, 8]]])
+    network(volume, points).square().mean().backward()
+    gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    network.zero_grad()
+    recompute(network)
+    network(volume, points).square().mean().backward()
+    assert all(torch.equal(network.get_parameter(name).grad, value) for name, value in gradients.items())
 
 
 def test_the_base_keeps_its_names_and_values():

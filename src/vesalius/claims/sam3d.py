@@ -54,7 +54,7 @@ class ClickBudget:
 
     trunk_steps: int = 300
     steps: int = 150
-    click_steps: int = 300
+    click_steps: int = 200
     batch: int = 2
     test: int = 24
 

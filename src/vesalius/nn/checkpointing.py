@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vesalius.errors import ConfigError
 from vesalius.nn.encoder import Encoder
+from vesalius.nn.sam3d import Sam3DEncoder
 from vesalius.nn.volumes import VolumeTrunk
 
 LISTS = (nn.ModuleList, nn.ModuleDict, BasicUNetPlusPlus)
@@ -34,7 +35,7 @@ def blocks(network: nn.Module) -> list[nn.Module]:
     >>> len(blocks(UNet3D(UNet3DConfig(width=4))))  # four levels down; three times up and joined
     10
     """
-    if isinstance(network, Encoder | VolumeTrunk):
+    if isinstance(network, Encoder | VolumeTrunk | Sam3DEncoder):
         return _entries(network)
     return [block for child in network.children() for block in blocks(child)]
 
