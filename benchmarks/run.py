@@ -38,6 +38,10 @@ def main() -> None:
             (f"BrainSegFounder pre-training step, {size}", "volumes_step.py", ("--size", size))
             for size in (("small", "64m") if options.full else ("small",))
         ),
+        *(
+            (f"3DSAM-adapter step, {size}", "sam3d_step.py", ("--size", size))
+            for size in (("small", "pair", "vit_b") if options.full else ("small", "pair"))
+        ),
         ("Reading and loading", "reader.py", ()),
         ("Whole volumes: windows and caches", "volumes.py", ("--full",) if options.full else ()),
     ):
