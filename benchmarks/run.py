@@ -44,6 +44,7 @@ def main() -> None:
         ),
         ("Reading and loading", "reader.py", ()),
         ("Whole volumes: windows and caches", "volumes.py", ("--full",) if options.full else ()),
+        ("Attention maps of several models", "attention.py", ("--full",) if options.full else ()),
     ):
         print(f"\n{title}", flush=True)
         shared = ("--threads", str(options.threads), "--repeats", str(options.repeats))
