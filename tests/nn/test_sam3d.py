@@ -29,7 +29,7 @@ def build(**changes) -> Sam3D:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_folded_stem_is_enlarging_cutting_and_merging(channels):
-    encoder = build().encoder
+    encoder = build(in_channels=channels).encoder
     volume = torch.randn(2, channels, 8, 16, 24)
     large = F.interpolate(volume, scale_factor=4, mode="trilinear").expand(-1, 3, -1, -1, -1)
     slices = large.transpose(1, 2).flatten(0, 1)
@@ -63,6 +63,10 @@ def test_any_grid_and_any_sam(size, sam):
 def test_a_crop_that_cannot_be_cut_is_an_error():
     with pytest.raises(ConfigError, match=r"choose multiples of \[4, 4, 4\]"):
         build()(torch.zeros(1, 1, 16, 18, 16), torch.zeros(1, 1, 3))
+    with pytest.raises(ConfigError, match="3 channels for a network of 1"):
+        build()(torch.zeros(1, 3, 16, 16, 16), torch.zeros(1, 1, 3))
+    with pytest.raises(ConfigError, match="2 channels on a SAM of 3"):
+        replace(SHAPE, in_channels=2)
     with pytest.raises(ConfigError, match="no clicks"):
         build()(torch.zeros(1, 1, 16, 16, 16))
 

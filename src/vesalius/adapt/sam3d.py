@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import default_collate
 
 from vesalius.data.datasets import generator as seeded
@@ -26,6 +26,7 @@ from vesalius.data.masks import IGNORE
 from vesalius.data.volumes.contract import VolumeContract
 from vesalius.data.volumes.dataset import PatchView, WholeView
 from vesalius.data.volumes.intensity import ClipZScore, Intensity, ZScore
+from vesalius.nn.optim import Clipped
 from vesalius.nn.sam3d import Sam3D, Sam3DShape
 from vesalius.nn.sam3d_heads import ABSENT
 from vesalius.tasks.prompted_volumes import PromptedVolumeSegmentation, draw_clicks
@@ -169,7 +170,7 @@ def training_clicks(mask: Tensor, config: Sam3DConfig, generator: torch.Generato
     return points, known
 
 
-class Sam3DAdaptation(L.LightningModule):
+class Sam3DAdaptation(Clipped):
     """How a batch of crops with clicks becomes a loss, and whole volumes a score.
 
     Args:
@@ -249,9 +250,15 @@ class Sam3DAdaptation(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip encoder, sampler and decoder each, at the configuration's norm unless the loop was given another."""
-        norm = gradient_clip_val or self.config.grad_clip
+        """`clip` at the configuration's norm unless the loop was given another; as a whole where it is sharded."""
+        if isinstance(self.trainer.strategy.model, FullyShardedDataParallel):
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif norm := gradient_clip_val or self.config.grad_clip:
+            self.clip(norm)
+
+    def clip(self, norm: float) -> None:
+        """Clip the gradients of encoder, sampler and decoder each."""
         network = self.task.encoder
         for part in (network.encoder, network.sampler, network.decoder):
-            if norm and part is not None:
+            if part is not None:
                 nn.utils.clip_grad_norm_(part.parameters(), norm)

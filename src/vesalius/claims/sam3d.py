@@ -212,7 +212,7 @@ def train(module: Sam3DAdaptation, samples: Clicked, *, steps: int, count: int, 
             batch["points"], batch["labels"] = (torch.stack(part) for part in zip(*clicks, strict=True))
         optimizer.zero_grad()
         module.training_step(batch, step).backward()
-        module.configure_gradient_clipping(optimizer)
+        module.clip(module.config.grad_clip)
         optimizer.step()
         scheduler.step()
         tick(step + 1)

@@ -72,6 +72,11 @@ class Sam3DShape:
                 f"upsample = {self.upsample} with patches of {self.sam.patch_size} and {self.slices} slices a layer",
                 remedy="choose a divisor of both",
             )
+        if self.in_channels not in (1, self.sam.in_channels):
+            raise ConfigError(
+                f"volumes of {self.in_channels} channels on a SAM of {self.sam.in_channels}",
+                remedy="use one, which stands for all, or as many",
+            )
         if self.sam.depth < LEVELS:
             raise ConfigError(f"a SAM of {self.sam.depth} blocks", remedy=f"give one of at least {LEVELS}")
 
@@ -198,10 +203,9 @@ class Sam3DEncoder(nn.Module):
         """Crops ``[B, c, D, H, W]`` -> tokens with positions ``[B, h, w, d, C]``."""
         factor = self.shape.upsample
         projection = cast(nn.Conv2d, self.patch_embed["proj"])
-        if volume.shape[1] not in (1, projection.in_channels):
+        if volume.shape[1] != self.shape.in_channels:
             raise ConfigError(
-                f"{volume.shape[1]} channels for a network of {projection.in_channels}",
-                remedy="give one, which stands for all, or as many",
+                f"{volume.shape[1]} channels for a network of {self.shape.in_channels}", remedy="apply its contract"
             )
         taps = enlargement(projection.kernel_size[0], factor).to(projection.weight)
         kernel = torch.einsum("ocpq,pi,qj->ocij", projection.weight, taps, taps)
