@@ -42,6 +42,10 @@ def main() -> None:
             (f"3DSAM-adapter step, {size}", "sam3d_step.py", ("--size", size))
             for size in (("small", "pair", "vit_b") if options.full else ("small", "pair"))
         ),
+        *(
+            (f"MA-SAM step, {size}", "masam_step.py", ("--size", size))
+            for size in (("small", "vit_b") if options.full else ("small",))
+        ),
         ("Reading and loading", "reader.py", ()),
         ("Whole volumes: windows and caches", "volumes.py", ("--full",) if options.full else ()),
         ("Attention maps of several models", "attention.py", ("--full",) if options.full else ()),
