@@ -46,6 +46,10 @@ def main() -> None:
             (f"MA-SAM step, {size}", "masam_step.py", ("--size", size))
             for size in (("small", "vit_b") if options.full else ("small",))
         ),
+        *(
+            (f"SAM's image encoder, {size}", "sam_encoder.py", ("--size", size))
+            for size in (("small", "vit_b_512", "vit_b_1024") if options.full else ("small",))
+        ),
         ("Reading and loading", "reader.py", ()),
         ("Whole volumes: windows and caches", "volumes.py", ("--full",) if options.full else ()),
         ("Attention maps of several models", "attention.py", ("--full",) if options.full else ()),
