@@ -114,8 +114,8 @@ class Masks:
 def average_masks(read: Read, structures: Sequence[str], *, table: ClassTable | None = TEMPLATE) -> Masks:
     """The mean probability over the models that know a structure, above one half, cleaned by the atlas's rules.
 
-    Memory: a bit a voxel and structure (twice), and for one structure at a time its proposals, 2 bytes a voxel, and
-    some 20 bytes a voxel of the box that it and what it is cleaned with fill.
+    Memory: two bits a voxel and structure; for one structure at a time its proposals (2 bytes a voxel and model), 2
+    bytes a voxel, and some 20 bytes a voxel of the box that it and what it is cleaned with fill.
 
     Args:
         read: what the models say of a structure.
