@@ -192,6 +192,30 @@ SYSTEMS = {
   doi     = {10.1016/j.media.2024.103324}
 }""",
     ),
+    "masam": System(
+        name="masam",
+        chapter="adapt",
+        title="MA-SAM: Segment Anything on stacks of slices, without prompts or within a box",
+        idea=(
+            "SAM's frozen encoder reads neighbouring slices as a batch; two bottlenecks in every block, whose middle "
+            "convolution runs along the slices, and low-rank increments of query and value (FacT) train. A decoder "
+            "with a token a class works at full resolution; a slice's scores are means over the stacks around it."
+        ),
+        weights="the authors' epoch_*.pth (adapters, FacT, decoder), boxes or none, both ways; SAM's as the base",
+        licence="not stated (authors' code and weights); Apache 2.0 (SAM)",
+        doi="10.1016/j.media.2024.103310",
+        bibtex="""@article{chen2024masam,
+  title   = {{MA-SAM}: Modality-agnostic {SAM} adaptation for {3D} medical image segmentation},
+  author  = {Chen, Cheng and Miao, Juzheng and Wu, Dufan and Yan, Zhiling and Kim, Sekeun and Hu, Jiang
+             and Zhong, Aoxiao and Liu, Zhengliang and Sun, Lichao and Li, Xiang and Liu, Tianming and Heng, Pheng-Ann
+             and Li, Quanzheng},
+  journal = {Medical Image Analysis},
+  volume  = {98},
+  pages   = {103310},
+  year    = {2024},
+  doi     = {10.1016/j.media.2024.103310}
+}""",
+    ),
 }
 
 

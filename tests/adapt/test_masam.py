@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from vesalius.adapt.masam import (
+    BTCV_CLASSES,
     PRESETS,
     MaSamAdaptation,
     MaSamConfig,
     StackView,
     flat_box,
+    import_published,
     stack_contract,
     warmup_poly,
     whole_box,
 )
+from vesalius.adapt.sam_files import load_adapted
 from vesalius.data.datasets import generator
+from vesalius.errors import WeightsError
 from vesalius.nn.masam import MaSam, StackAdapters
 from vesalius.nn.sam import SamConfig, SamDecoderConfig
+from vesalius.nn.sam_decoder import Sam
+from vesalius.published.checkpoint import read_state
+from vesalius.published.masam import save_masam
 from vesalius.tasks.stacks import StackSegmentation
 from vesalius.training.loop import TrainConfig, fit
 
@@ -130,6 +138,25 @@ def test_the_published_rate_follows_the_stacks_a_step() -> None:
     rate = [warmup_poly(step, total=1000, warmup=10, lr=1.0) for step in range(1001)]
     assert rate[0] == 0.1 and rate[9] == rate[10] == 1 and np.all(np.diff(rate[10:]) < 0)
     assert rate[1000] == pytest.approx((1 - 990 / (1000 * 400 / 300)) ** 7)
+
+
+def test_the_authors_file_becomes_a_run(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sam = Sam(replace(SMALL, image_size=64, patch_size=16))
+    torch.save(sam.state_dict(), tmp_path / "sam.pth")
+    network = MaSam.on(sam, 12, ADAPTERS)
+    torch.nn.init.normal_(network.fact.v.weight)
+    published = save_masam(network, tmp_path / "epoch_299.pth")
+    import_published(published, tmp_path / "sam.pth", tmp_path / "run", frame=32)
+    run, card = load_adapted(tmp_path / "run")
+    assert run.classes == BTCV_CLASSES and card.contract.roi == (5, 32, 32) and "assumed" in card.notes[-1]
+    volume = torch.rand(1, 5, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(run(volume), network.eval()(volume), atol=1e-5)
+    stored = read_state(tmp_path / "run" / "weights.safetensors")
+    assert not any(name.endswith(("pos_embed", "attn.proj.weight")) for name in stored)
+    with pytest.raises(WeightsError, match="has 12 classes, not 1"):
+        import_published(published, tmp_path / "sam.pth", tmp_path / "other", classes=("liver",), frame=32)
 
 
 @pytest.mark.parametrize("boxes", [False, True])

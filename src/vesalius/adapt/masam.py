@@ -11,9 +11,10 @@ aspect kept. A box is that of the labels as they are after the augmentation, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -22,12 +23,18 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from vesalius.adapt.masam_augment import augment
+from vesalius.adapt.sam_files import open_base, own_tensors, save_adapted, stack_segmentation
 from vesalius.data.masks import IGNORE
 from vesalius.data.volumes.contract import VolumeContract
 from vesalius.data.volumes.dataset import PatchView, WholeView
 from vesalius.data.volumes.intensity import Percentiles, Window
+from vesalius.data.volumes.segmentation_layouts import BTCV
 from vesalius.data.volumes.transforms import foreground_box
+from vesalius.errors import WeightsError
+from vesalius.files import output_folder
 from vesalius.nn.masam import StackAdapters
+from vesalius.published.card import Card
+from vesalius.published.masam import CITATION, load_masam
 from vesalius.tasks.stacks import Box, StackSegmentation, fit, places_of
 from vesalius.tasks.volume_dice import VolumeDice
 
@@ -106,6 +113,12 @@ PRESETS = {
     ),
 }
 """Preset -> hyper-parameters."""
+BTCV_CLASSES = (*BTCV[:11], "adrenal gland")
+"""Of the published network for abdominal CT, to which both adrenal glands are one."""
+ASSUMED = (
+    "The file does not say which classes it has, how its slices lay, or in which window: those of BTCV, from below, "
+    "rows to the back and columns to the left, are assumed"
+)
 CT, MR = Window(-200, 250), Percentiles(0, 99, nonzero=False)
 """Intensities of the published experiments: Hounsfield units of BTCV, and percentiles of prostate MR."""
 
@@ -206,6 +219,51 @@ def whole_box(mask: Tensor) -> Box | None:
         return None
     spans = foreground_box(labelled)[::-1]
     return [*(float(span.start) for span in spans), *(float(span.stop - 1) for span in spans)]
+
+
+def import_published(
+    path: str | Path,
+    base: str | Path,
+    out: str | Path,
+    *,
+    classes: Sequence[str] = BTCV_CLASSES,
+    frame: int = 512,
+    boxes: bool = False,
+) -> Card:
+    """Make a run folder of the authors' file, which `evaluate` and `predict` take.
+
+    Args:
+        path: the authors' file.
+        base: SAM's file that it was trained on.
+        out: the run folder; the base stays where it is.
+        classes: their names, in the file's order; by default those of the published network for BTCV.
+        frame: pixels of the side that it was trained with.
+        boxes: it is a prompted one.
+
+    Raises:
+        WeightsError: the files do not load, or have another number of classes.
+    """
+    network = load_masam(path, base, image_size=frame)
+    if network.classes != len(classes):
+        raise WeightsError(f"has {network.classes} classes, not {len(classes)}", path=path, remedy="name each of them")
+    sam, card, found = open_base(str(base), beside=Path(out))
+    own, made = own_tensors(sam), cast(Card, network.card)
+    task = stack_segmentation(
+        sam, {"adapters": asdict(network.adapters), "classes": classes, "frame": (frame, frame), "boxes": boxes}
+    )
+    task.encoder.freeze(boxes=boxes).load_state_dict(network.adapted_state(), strict=False)
+    return save_adapted(
+        task,
+        output_folder(out),
+        architecture={"adapters": asdict(network.adapters), **task.config},
+        contract=made.contract,
+        card=replace(card, licence=made.licence, notes=(*made.notes, ASSUMED)),
+        base=found,
+        own=own,
+        system="masam",
+        citation=CITATION,
+        source=made.source,
+    )
 
 
 class MaSamAdaptation(L.LightningModule):

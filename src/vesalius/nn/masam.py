@@ -148,7 +148,7 @@ class LoRALinear(nn.Module):
             nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width, bias=False)) for _ in range(2)
         )
         for increment in (self.q, self.v):
-            nn.init.zeros_(increment[1].weight)
+            nn.init.zeros_(increment.get_parameter("1.weight"))
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens ``[..., C]`` -> ``[..., 3 C]``."""
