@@ -55,13 +55,15 @@ def test_attention_is_what_its_equation_says(grid):
     torch.testing.assert_close(attention(x), _literal(attention, x), rtol=1e-4, atol=1e-4)
 
 
-def test_large_grids_are_attended_to_in_parts_without_a_gradient(monkeypatch):
-    monkeypatch.setattr("vesalius.nn.sam.QUERIES", 7)
-    attention = _random(SamAttention(16, 4, 6))
-    x = torch.randn(2, 6, 5, 16)
+def test_without_a_gradient_queries_are_taken_in_parts(monkeypatch):
+    attention, block = _random(SamAttention(16, 4, 6)), _random(SamBlock(16, 2, window=4, shift=2))
+    x, tokens = torch.randn(2, 6, 5, 16), torch.randn(2, 6, 8, 16)
+    shifted = block(tokens)
+    monkeypatch.setattr("vesalius.nn.sam.HELD", 7 * 2 * 4 * 30)  # seven queries at a time
     with torch.no_grad():
         torch.testing.assert_close(attention(x), _literal(attention, x), rtol=1e-4, atol=1e-4)
-    assert attention(x).grad_fn is not None
+        torch.testing.assert_close(block(tokens), shifted, rtol=1e-4, atol=1e-4)
+    assert shifted.grad_fn is not None
 
 
 @pytest.mark.parametrize("axes", [2, 3])

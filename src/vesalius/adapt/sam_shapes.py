@@ -20,7 +20,7 @@ from vesalius.data.progress import track
 from vesalius.nn.optim import linear_warmup_cosine
 from vesalius.nn.sam_decoder import Sam, TwoWayAttention
 
-STEPS = 300
+STEPS = 400
 LOOSE = 0.1  # a box's corners are moved by up to this part of its sides
 SMALLEST = 0.004  # of the picture's area; smaller targets are not asked for
 

@@ -17,7 +17,7 @@ from vesalius.errors import ConfigError, VesaliusError
 from vesalius.evaluation.automatic_masks import AutomaticConfig, FoundMask, automatic_masks
 from vesalius.evaluation.prediction import MASK_SUFFIX, find_inputs, own_format
 from vesalius.files import output_folder, write_text
-from vesalius.images import Image, overlay, read, read_volume, write_image, write_mask
+from vesalius.images import Image, overlay, probe, read, read_volume, write_image, write_mask
 from vesalius.published.sam import at_size
 from vesalius.tasks.prompted import PromptedMasks, SamPredictor
 
@@ -145,9 +145,9 @@ def _ask(
 
 def _choose(path: Path, frame: int | None) -> tuple[Image | None, Image]:
     """The volume, if it is one, and the 2-D image."""
-    volume = read_volume(path) if path.is_dir() else read(path, frame)
-    if len(volume.size) == 2:
-        return None, volume
+    if not path.is_dir() and len(probe(path).size) == 2:
+        return None, read(path, frame)
+    volume = read_volume(path) if path.is_dir() else read(path)
     number = volume.size[0] // 2 if frame is None else frame
     if not 0 <= number < volume.size[0]:
         raise VesaliusError(f"has slices 0 to {volume.size[0] - 1}, not {number}", path=path, remedy="choose --frame")

@@ -6,8 +6,8 @@ MLP, its qkv can be replaced, and its windows, shift and relative positions work
 names of the tensors are kept: slots are empty by default and have none.
 
 Differences from the published code: any image size, square or not (tables are resized at run time), and the relative
-positions enter the attention kernel as extra channels of queries and keys (on large grids without a gradient as a mask
-for some queries at a time), so that no table of all pairs of tokens is built.
+positions enter the fused attention as extra channels of queries and keys, or without a gradient as a mask for some
+queries at a time, so that no table of all pairs of tokens is kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vesalius.errors import ConfigError, nearest
 
 AXES = "hwd"
 SLOTS = ("pre_attn", "post_attn", "post_mlp", "attn.qkv")
-QUERIES = 512  # whose attention mask is held at a time where there is no gradient
+HELD = 2**25  # numbers of an attention mask that are held at a time where there is no gradient
 BLOCKED = -100.0  # logit between tokens that a cyclic shift brought side by side (Swin)
 
 
@@ -148,10 +148,8 @@ class SamAttention(nn.Module):
         count, *grid, width = x.shape
         q, k, v = self.qkv(x).reshape(count, -1, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         positions = self._positions(q.unflatten(2, grid))
-        if mask is None and positions.shape[-1] > q.shape[-1] and not torch.is_grad_enabled():
-            out = _attend_in_parts(q, k, v, positions, grid)
-        else:
-            out = _attend(q, k, v, positions, grid, mask)
+        attend = _attend_with_gradient if torch.is_grad_enabled() else _attend_in_parts
+        out = attend(q, k, v, positions, grid, mask)
         return self.proj(out.transpose(1, 2).reshape(count, *grid, width))
 
     def _positions(self, q: Tensor) -> Tensor:
@@ -164,7 +162,9 @@ class SamAttention(nn.Module):
         return positions * self.lr if len(self.axes) == 3 else positions
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, grid: list[int], mask: Tensor | None) -> Tensor:
+def _attend_with_gradient(
+    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, grid: list[int], mask: Tensor | None
+) -> Tensor:
     """Attention with the positions as more channels: of the queries what they add, of the keys where they are.
 
     Nothing as large as the pairs of tokens is kept for the gradient.
@@ -177,16 +177,18 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, grid: list[int],
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)[..., :width]
 
 
-def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, grid: list[int]) -> Tensor:
-    """The same with the positions as a mask for some queries at a time: quicker on large grids, without a gradient."""
+def _attend_in_parts(
+    q: Tensor, k: Tensor, v: Tensor, positions: Tensor, grid: list[int], mask: Tensor | None
+) -> Tensor:
+    """The same with the positions as a mask for some queries at a time, which is quicker where it need not be kept."""
     out = torch.empty_like(q)
-    for some in torch.arange(q.shape[2]).split(QUERIES):
-        rows = slice(int(some[0]), int(some[-1]) + 1)
-        bias = positions.new_zeros(1)
+    some = max(1, HELD // (q.shape[0] * q.shape[1] * q.shape[2]))
+    for start in range(0, q.shape[2], some):
+        rows = slice(start, start + some)
+        bias = positions.new_zeros(()) if mask is None else mask[:, :, rows].unflatten(-1, grid)
         for axis, part in enumerate(positions[:, :, rows].split(grid, dim=-1)):
             # from a key's coordinate along one axis to every key
-            shape = [side if number == axis else 1 for number, side in enumerate(grid)]
-            bias = bias + part.unflatten(-1, shape)
+            bias = bias + part.unflatten(-1, [side if number == axis else 1 for number, side in enumerate(grid)])
         out[:, :, rows] = F.scaled_dot_product_attention(q[:, :, rows], k, v, attn_mask=bias.flatten(3))
     return out
 
