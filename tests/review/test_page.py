@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from vesalius.curate.masks import read_values
 from vesalius.curate.project import Atlas
 from vesalius.review.edits import Grid
 
@@ -131,9 +132,6 @@ def test_open_scroll_paint_save_reload(page, served, atlas):
     assert _position(page) == (before[0], before[1], before[2] + 1)
     page.keyboard.press(",")
     assert _position(page) == before
-    page.keyboard.press("h")  # the heat layer
-    _shot(page, "heat")
-    page.keyboard.press("h")
 
     outside = _place(page, 0.09, 0.42)  # beside the patient
     page.mouse.click(*outside)
@@ -143,7 +141,6 @@ def test_open_scroll_paint_save_reload(page, served, atlas):
     _paint(page, outside, right=20)
     drawn = _ml(page)
     assert drawn > old
-    _shot(page, "brush")
     page.keyboard.press("z")
     assert _ml(page) == old
     page.keyboard.press("y")
@@ -162,6 +159,10 @@ def test_open_scroll_paint_save_reload(page, served, atlas):
     place = _on_disk(atlas, item.case, voxel)
     assert kept[place] and not proposed[place]
     assert record.changed == (kept != proposed).sum()
+    current = page.locator("#queue [aria-current=true]", has_text=item.case).filter(
+        has_text=item.structure.capitalize()
+    )
+    current.wait_for(state="hidden")  # the next one opens by itself
 
     _open(page, served, item)
     page.reload()
@@ -187,6 +188,10 @@ def test_the_keyboard_is_enough(page, served, atlas):
     page.keyboard.press("ArrowUp")
     page.keyboard.up(" ")
     assert _ml(page) < old
+    page.keyboard.press("j")  # to the next one, with a change that is not saved
+    page.locator("#leave").wait_for()
+    page.keyboard.press("Escape")
+    assert _ml(page) < old
     page.keyboard.press("o")
     page.keyboard.press("s")
     _says(page, "Saved as version 1")
@@ -200,6 +205,27 @@ def test_the_keyboard_is_enough(page, served, atlas):
     assert given == ["corrected", "accept", "cannot_tell"]
     kept = atlas.current(second.case, second.structure)[1]
     np.testing.assert_array_equal(kept, atlas.proposal(second.case, second.structure))
+
+
+def test_one_key_leads_to_where_the_models_disagree(page, served, atlas):
+    item = atlas.queue()[7]
+    _open(page, served, item)
+    page.keyboard.press("h")
+    page.keyboard.press("g")
+    page.wait_for_timeout(500)
+    heat = read_values(atlas.map_path(item.case, "attention", item.structure))
+    assert heat[_on_disk(atlas, item.case, _position(page))] >= 0.8 * heat.max()
+    _shot(page, "heat")
+    for key in ("h", "v", "]", "]", "]", "b"):
+        page.keyboard.press(key)
+    page.keyboard.down(" ")
+    for key in ("ArrowRight", "ArrowRight", "ArrowUp", "ArrowRight"):
+        page.keyboard.press(key)
+    page.keyboard.up(" ")
+    page.mouse.move(*_place(page, 0.34, 0.5))
+    _shot(page, "brush")
+    for key in ("z", "Home", "v", "v", "v"):
+        page.keyboard.press(key)
 
 
 def test_a_second_reader_judges_first_and_then_sees_how_far_apart_they_are(page, served, atlas):

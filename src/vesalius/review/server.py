@@ -144,7 +144,6 @@ def make_app(
     @app.get("/api/cases/{case}")
     def case_facts(case: str) -> dict[str, Any]:
         image = volumes.image(case)
-        low, high = np.percentile(image.array[0, ::2, ::4, ::4], (0.5, 99.5))
         return {
             "case": case,
             "size": image.size[::-1],
@@ -152,7 +151,7 @@ def make_app(
             "placed": volumes.grid(case).placed,
             "channels": image.channels,
             "ct": _is_ct(image.modality or atlas.row(case)["modality"], image.array),
-            "window": image.window or ((low + high) / 2, max(high - low, 1e-6)),
+            "windows": [image.window or _window(values) for values in image.array],
             "tags": {name: image.tags[name] for name in show_tags if name in image.tags},
         }
 
@@ -210,6 +209,12 @@ def make_app(
         return _review(saved)
 
     return Guard(app, token, host, port, limit)
+
+
+def _window(values: NDArray[Any]) -> tuple[float, float]:
+    """Centre and width that show the middle 99 % of ``[D, H, W]``, from a part of its voxels."""
+    low, high = np.percentile(values[::2, ::4, ::4], (0.5, 99.5))
+    return float(low + high) / 2, max(float(high - low), 1e-6)
 
 
 def _is_ct(modality: str | None, array: NDArray[Any]) -> bool:

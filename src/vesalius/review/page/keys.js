@@ -60,7 +60,7 @@ const MOUSE = [
   ["Middle", "drag: move the picture"],
 ];
 
-/** Calls `actions[name](argument, key)` for keys; true for `released` when a key comes up. */
+/** Calls `actions[action](argument, key, repeated)` when a key goes down, and `actions.released(key)` when it comes up. */
 export function listen(actions) {
   const bound = new Map();
   for (const [, rows] of TABLE) {

@@ -427,10 +427,11 @@ function bind() {
   $("who").onchange = () => localStorage.setItem("who", $("who").value.trim());
   $("channel").onchange = async () => {
     const { mask, cursor } = view;
-    await view.open(await wire.getBuffer("cases", state.item.case, "image", $("channel").value));
+    const channel = Number($("channel").value);
+    await view.open(await wire.getBuffer("cases", state.item.case, "image", String(channel)));
     view.setMask(mask);
     view.setCursor(cursor);
-    settings.choosePreset(0);
+    settings.offer(state.facts, channel);
     await setHeat(state.heat);
     showMask();
   };
@@ -440,4 +441,3 @@ function bind() {
 }
 
 start().catch((error) => panel.loading(error.message));
-export { state, view }; // for a look from the console

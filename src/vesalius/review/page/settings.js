@@ -20,14 +20,15 @@ export class Settings {
     this.setRadius(6);
   }
 
-  /** Windows and sequences that suit a case. */
-  offer({ ct, window, channels }) {
-    this.presets = [...(ct ? WINDOWS : []), ["Of the file", ...window]];
+  /** Windows that suit a case and its sequence number `channel`, and its sequences. */
+  offer({ ct, windows, channels }, channel = 0) {
+    this.presets = [...(ct ? WINDOWS : []), ["Of the file", ...windows[channel]]];
     const options = [...this.presets.map(([name]) => name), "By hand"];
     $("window").replaceChildren(...options.map((name, at) => make("option", { textContent: name, value: at < this.presets.length ? at : -1 })));
     this.choosePreset(0);
     $("channel").hidden = channels.length < 2;
     $("channel").replaceChildren(...channels.map((name, at) => make("option", { textContent: name, value: at })));
+    $("channel").value = channel;
   }
 
   choosePreset(at) {

@@ -128,7 +128,7 @@ export class View {
 
   showMask(how) {
     this.maskShown = how;
-    this.nv.drawOpacity = how === "fill" ? 0.3 : 0;
+    this.nv.drawOpacity = how === "fill" ? (this.heat ? 0.08 : 0.3) : 0; // heat should not drown
     this.draw();
   }
 
@@ -147,7 +147,7 @@ export class View {
       });
       this.nv.addVolume(this.heat);
     }
-    this.draw();
+    this.showMask(this.maskShown);
   }
 
   setHeatOpacity(opacity) {
@@ -195,7 +195,6 @@ export class View {
     for (const axis of [0, 1, 2]) {
       const point = this.millimetre(axis, around[axis]);
       pan[axis] = zoom === 1 ? 0 : point * this.zoom + pan[axis] - point * zoom;
-      pan[axis] = zoom === 1 ? 0 : pan[axis];
     }
     this.zoom = zoom;
     this.nv.scene.pan2Dxyzmm = [...pan.slice(0, 3), zoom];
@@ -302,14 +301,5 @@ export class View {
       return { plane, voxel, inside };
     }
     return null;
-  }
-
-  /** A voxel's place on the page, for the tests and the keyboard's brush. */
-  toPage(plane, voxel) {
-    const map = this.mapping(plane);
-    const frame = this.canvases.over.getBoundingClientRect();
-    const { u, v } = PLANES[plane];
-    const dense = this.density();
-    return [frame.left + (map.a * voxel[u] + map.e) / dense, frame.top + (map.d * voxel[v] + map.f) / dense];
   }
 }
