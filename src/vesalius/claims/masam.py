@@ -8,7 +8,7 @@ reads its slices one by one can find them there, and one that mixes neighbouring
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from vesalius.errors import ConfigError
 from vesalius.nn.masam import MaSam, StackAdapters
 from vesalius.nn.sam import SAM_PRESETS
 from vesalius.nn.sam_decoder import Sam
-from vesalius.published.checkpoint import read_state
+from vesalius.published.card import Card
+from vesalius.published.load import load_weights, save_weights
+from vesalius.published.sam import contract
 from vesalius.report.html import Block, Figure, Heading, Table
 from vesalius.tasks.stacks import StackSegmentation
 from vesalius.training.short import Tick, train_short
@@ -181,7 +183,7 @@ class Transfer:
 def load_samples(seed: int, budget: StackBudget, *, data: str | None, folder: Path) -> Transfer:
     """The test stacks of a seed; `folder` holds its SAM."""
     size = SAM_PRESETS["sam_tiny"].image_size
-    return Transfer(draw_stacks(budget.test, size, generator(mixed_seed(seed + UNSEEN, 1), 0)), folder / "trunk.pth")
+    return Transfer(draw_stacks(budget.test, size, generator(mixed_seed(seed + UNSEEN, 1), 0)), folder / "trunk")
 
 
 def run_arm(
@@ -196,10 +198,14 @@ def run_arm(
     sam = Sam(SAM_PRESETS["sam_tiny"])
     if arm == TRUNK:
         losses = pretrain_shapes(sam, steps=budget.trunk_steps, seed=seed + UNSEEN, progress=False)
-        torch.save(sam.state_dict(), samples.trunk)
+        what = {"name": "sam", "config": asdict(sam.config)}
+        note = f"trained {budget.trunk_steps} steps on random shapes"
+        save_weights(
+            sam, samples.trunk, Card("sam", "promptable", what, contract(sam.config.image_size, 3), source=note)
+        )
         return {"loss": float(np.mean(losses[-20:]))}, {}
     if not arm.startswith("random"):
-        sam.load_state_dict(read_state(samples.trunk))
+        sam.load_state_dict(load_weights(samples.trunk).state_dict())
     task = build(sam, ADAPTERS[arm], seed)
     stacks = mixed_seed(seed + UNSEEN, 2)
 
