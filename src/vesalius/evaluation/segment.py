@@ -122,12 +122,13 @@ def segment(
     outputs = _write(painted, whole, flat, stem, chosen, names[:MOST], overlays=overlays)
     asked = {"points": prompts[0], "labels": labels, "boxes": prompts[1], "frame": flat.frame, "window": flat.window}
     report = {"image": str(image), "base": base, "source": card.source, **asked}
-    report["masks"] = [{"name": one, **record} for one, record in zip(names, records, strict=True)]
+    described = [{"name": one, **record} for one, record in zip(names, records, strict=True)]
+    report["masks"] = described
     outputs.append(write_text(stem.with_name(stem.name + ".json"), json.dumps(report, indent=1) + "\n"))
-    for one in report["masks"]:
-        area = "" if one["mm2"] is None else f", {one['mm2']:.1f} mm2"
-        print(f"{one['name']}: {one['pixels']} pixels{area}, predicted IoU {one['iou']:.2f}")
-    return {"outputs": [str(path) for path in outputs], "masks": report["masks"]}
+    for line in described:
+        area = "" if line["mm2"] is None else f", {line['mm2']:.1f} mm2"
+        print(f"{line['name']}: {line['pixels']} pixels{area}, predicted IoU {line['iou']:.2f}")
+    return {"outputs": [str(path) for path in outputs], "masks": described}
 
 
 def _ask(

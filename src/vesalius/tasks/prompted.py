@@ -7,6 +7,7 @@ and the rest padded, by the published rules.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from vesalius.errors import ConfigError
 from vesalius.images import Image
 from vesalius.nn.sam_decoder import Sam
 
-Array = np.ndarray | Tensor
+Places = np.ndarray | Tensor | Sequence[Sequence[float]] | Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ class SamPredictor:
         self,
         image: EncodedImage,
         *,
-        points: Array | list[list[float]] | None = None,
-        labels: Array | list[int] | None = None,
-        boxes: Array | list[float] | None = None,
+        points: Places | None = None,
+        labels: Places | None = None,
+        boxes: Places | None = None,
         masks: Tensor | None = None,
         multimask: bool = True,
     ) -> PromptedMasks:
@@ -120,9 +121,9 @@ class SamPredictor:
         self,
         image: EncodedImage,
         *,
-        points: Array | list[list[float]] | None = None,
-        labels: Array | list[int] | None = None,
-        boxes: Array | list[float] | None = None,
+        points: Places | None = None,
+        labels: Places | None = None,
+        boxes: Places | None = None,
         masks: Tensor | None = None,
         multimask: bool = True,
     ) -> tuple[Tensor, Tensor]:
@@ -136,7 +137,7 @@ class SamPredictor:
         wanted = slice(1, None) if multimask else slice(1)
         return low[:, wanted], iou[:, wanted]
 
-    def _pixels(self, values: Array | list | None, image: EncodedImage, ndim: int) -> Tensor | None:
+    def _pixels(self, values: Places | None, image: EncodedImage, ndim: int) -> Tensor | None:
         """Places in the image's pixels as places in the padded square; a single prompt gets the axis of prompts."""
         if values is None:
             return None
