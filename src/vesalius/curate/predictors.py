@@ -11,7 +11,7 @@ hours: 2
 ```
 ```yaml
 masks: masks/{stem}.nii.gz          # or {parent}/seg.nii.gz beside the image, or a folder of one file or folder a case
-labels: {1: spleen, 2: kidney}      # a pair of the class table is divided into its sides
+labels: {1: spleen, 2: kidney}      # a pair of the class table is divided into its sides; or dataset.json
 ```
 
 A command sees the volume as ``case_0000.nii.gz`` (further channels as ``_0001``, ...) alone in a folder, with geometry
@@ -96,8 +96,12 @@ class Predictor:
         return cls(**{"name": name, **values})
 
     @classmethod
-    def load(cls, path: str | Path) -> Predictor:
+    def load(cls, path: str | Path, table: ClassTable) -> Predictor:
         """From a file NAME.yaml; relative paths in it begin at its folder.
+
+        Args:
+            path: the file; its ``labels`` may name a ``dataset.json``, of which what is no class is left out.
+            table: the classes.
 
         Raises:
             ConfigError: it is missing, or describes no predictor.
@@ -105,6 +109,9 @@ class Predictor:
         path = Path(path)
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if isinstance(listed := values.get("labels"), str):
+                names = _dataset_labels(path.parent / listed)
+                values["labels"] = {value: table.resolve(name) or "" for value, name in names.items()}
             found = cls.from_dict(path.stem, values)
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}", remedy="give one YAML file a predictor") from error
@@ -283,6 +290,15 @@ def meaning(predictor: Predictor, name: str | int, table: ClassTable) -> str | N
                 raise ConfigError(f"{predictor.name}: {meant!r} is not a class", remedy=nearest(meant, table.sources))
             return found
     return table.resolve(name) if isinstance(name, str) else None
+
+
+def _dataset_labels(path: Path) -> dict[int, str]:
+    """Value -> name of a Decathlon's or nnU-Net's ``dataset.json``; the one maps values to names, the other back."""
+    try:
+        labels = json.loads(path.read_text(encoding="utf-8"))["labels"].items()
+        return {int(key): str(one) for key, one in labels} if "0" in dict(labels) else {int(v): k for k, v in labels}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} names no labels ({error})", remedy="write labels: {1: liver}") from error
 
 
 def structures(meant: Sequence[str | None], table: ClassTable) -> tuple[str, ...]:

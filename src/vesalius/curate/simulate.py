@@ -45,7 +45,7 @@ class Annotator:
 
     def draws(self, atlas: Atlas, case: str, image: Image) -> dict[str, NDArray[np.bool_]]:
         """The structures of a case that have a truth, as this annotator draws them."""
-        source = Predictor.load(self.truth) if self.truth.endswith((".yaml", ".yml")) else None
+        source = Predictor.load(self.truth, atlas.classes) if self.truth.endswith((".yaml", ".yml")) else None
         source = source or Predictor("truth", masks=str(Path(self.truth).resolve()))
         files = source.existing(atlas.image_path(case), case)
         if not files:

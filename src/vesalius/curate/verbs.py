@@ -45,7 +45,7 @@ def init(
         group: regular expression that finds the patient in a path, so that a patient's volumes share a split.
     """
     table = ClassTable.load(classes)
-    members = [Predictor.load(path) for path in predictors]
+    members = [Predictor.load(path, table) for path in predictors]
     twice = [name for name, count in Counter(one.name for one in members).items() if count > 1]
     if twice:
         raise ConfigError(f"two predictors are called {twice[0]!r}", remedy="rename a file, or give it a name")
