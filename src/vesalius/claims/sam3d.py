@@ -82,13 +82,14 @@ TRUNK = "trunk"
 FIRST = (TRUNK,)
 ALIKE: dict[str, dict[str, Any]] = {
     "click": {},
+    "varied": {},
     "no_click": {"prompted": False},
     "labels": {"labels": True},
     "positions": {"positions": True},
     "both": {"labels": True, "positions": True},
 }
 """Arms of part B -> what their network has that the published one has not."""
-VARIED = ("labels", "positions", "both")
+VARIED = ("varied", "labels", "positions", "both")
 """Arms that train with clicks of varying number, since one click is what they are scored with."""
 TITLE = "3DSAM-adapter: from 2-D to volumes, by a click"
 BUDGET = ClickBudget()
@@ -98,6 +99,7 @@ ARMS = {
     "random": "one ellipsoid: the same on a random trunk, frozen alike",
     "no_adapters": "one ellipsoid: without the convolutional adapters; norms, third tables, embeddings and necks train",
     "click": "two alike: clicks as published, without labels and position codes",
+    "varied": "two alike: the same, but trained with clicks of varying number",
     "no_click": "two alike: the automatic variant, which is not told",
     "labels": "two alike: clicks that say whether they hit",
     "positions": "two alike: clicks that say where they are",
@@ -114,19 +116,23 @@ METHOD = (
     "voxels a side hold bright ellipsoids in noise, one in part A, two of the same radii and brightness in part B, "
     "where the target is the first. Network, freezing, loss, clipping and clicks are the published ones: ten in the "
     "target and twenty anywhere in training, one in the target to score. Clicks that say more (where they are, whether "
-    "they hit) train in varying number, from one. AdamW 2e-3, falling linearly; new volumes at "
-    "each step, the same for all arms of a seed. In part B each test volume is clicked on twice, once on either "
-    "ellipsoid. Who labels both whatever is clicked gets two thirds; who always answers with one of them, a half."
+    "they hit) train in varying number, from one to ten in the target and up to twenty anywhere; *varied* tells what "
+    "that alone is worth. AdamW 2e-3, falling linearly; new volumes at each step, the same for all arms of a seed. In "
+    "part B each test volume is clicked on twice, once on either ellipsoid. Who labels both whatever is clicked gets "
+    "two thirds; who always answers with one of them, a half."
 )
 COMPARISONS = (
     Comparison("pre-training", "pre-training in 2-D carries the adaptation", "dice", "pretrained", "random"),
     Comparison("adapters", "the convolutional adapters help", "dice", "pretrained", "no_adapters"),
     Comparison("click", "the published click selects among look-alikes", "clicked", "click", "no_click"),
-    Comparison("labels", "clicks that say whether they hit select better", "clicked", "labels", "click", control=True),
-    Comparison(
-        "positions", "clicks that say where they are select better", "clicked", "positions", "click", control=True
+    *(
+        Comparison(name, f"clicks that say {what} select better", "clicked", name, "varied", control=True)
+        for name, what in (
+            ("labels", "whether they hit"),
+            ("positions", "where they are"),
+            ("both", "where they are and whether they hit"),
+        )
     ),
-    Comparison("both", "clicks that say both select better", "clicked", "both", "click", control=True),
 )
 
 
