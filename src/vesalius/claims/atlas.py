@@ -40,9 +40,11 @@ from vesalius.training.short import Batch, Tick, train_short
 
 __all__ = ["ARMS", "BUDGET", "COMPARISONS", "FIRST", "METHOD", "METRICS", "TITLE", "details", "load_samples", "run_arm"]
 
-NETWORKS = ((8, 3, 3), (8, 3, 2), (4, 5, 2))
+NETWORKS = ((8, 3, 2), (6, 3, 3), (4, 5, 2))
 """Channels, kernel and layers of the three networks that propose."""
 LR = 1e-2
+MIDDLE, SPREAD = 0.35, 0.2
+"""Of the ordinary volumes' brightness; networks that are not told learn no organ but the brightest in these steps."""
 CONFIG = AttentionConfig(as_published=True)
 READER = Minutes(each=0.5, per_ml=0.5)
 """What a review costs: so much for each structure, and so much for each millilitre that the proposal has wrong."""
@@ -50,6 +52,8 @@ PERCENT = (5, 10, 20, 40)
 """Of the minutes that it would take to review everything."""
 EVERY = 8
 """One volume in so many of the pool is strange."""
+DRAWS = 20
+"""Random orders of review whose mean is chance."""
 TOP = 5
 """Volumes that are counted as the first, and that another round trains on."""
 
@@ -69,7 +73,7 @@ class AtlasBudget:
     labelled: int = 6
     pool: int = 40
     unseen: int = 16
-    steps: int = 350
+    steps: int = 300
     batch: int = 2
     more_steps: int = 150
 
@@ -102,7 +106,7 @@ BUDGET = AtlasBudget()
 ARMS = {
     BASE: "what three networks propose, nothing reviewed",
     "attention": "reviewed by attended volume: disagreement, doubt and overlap",
-    "random": "reviewed by chance",
+    "random": f"reviewed by chance, a mean over {DRAWS} orders",
     "uncertainty": "reviewed by uncertain volume alone",
     "round_attention": f"another round on the {TOP} volumes with most attention",
     "round_random": f"another round on {TOP} volumes by chance",
@@ -192,6 +196,14 @@ class Pool:
         networks = self.networks()
         return [Case.of(networks, self.pool[[number]]) for number in range(len(self.pool))]
 
+    @cached_property
+    def summaries(self) -> dict[str, dict[str, dict[str, float]]]:
+        """What the pool's volumes are ranked by."""
+        return {
+            str(number): {name: maps.summary() for name, maps in case.maps.items()}
+            for number, case in enumerate(self.cases)
+        }
+
 
 @lru_cache(maxsize=1)
 def load_samples(seed: int, budget: AtlasBudget, *, data: str | None, folder: Path) -> Pool:
@@ -217,7 +229,7 @@ class Network(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """``[B, 1, D, H, W]`` -> logits ``[B, K, D, H, W]``."""
-        logits: Tensor = self.body(image)
+        logits: Tensor = self.body((image - MIDDLE) / SPREAD)
         return logits
 
     def loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
@@ -301,17 +313,16 @@ def run_arm(
         return {"dice": start} | {f"dice_{percent}": start for percent in PERCENT}, {}
     if arm in ROUNDS:
         return {"unseen_dice": another_round(ROUNDS[arm], samples, tick)}, {}
+    if arm == "random":
+        drawn = [reviewed(samples, queue(samples, "random", draw=draw)) for draw in range(DRAWS)]
+        return {name: float(np.mean([found[name] for found in drawn])) for name in drawn[0]}, {}
     found = reviewed(samples, queue(samples, ORDERS[arm]))
     return found | (quality(samples) if arm == "attention" else {}), {}
 
 
-def queue(samples: Pool, order: Order) -> list[Ranked]:
-    """The pool's structures in the order in which they are reviewed."""
-    summaries = {
-        str(number): {name: maps.summary() for name, maps in case.maps.items()}
-        for number, case in enumerate(samples.cases)
-    }
-    return rank(summaries, order=order, minutes=READER, seed=samples.seed)
+def queue(samples: Pool, order: Order, *, draw: int = 0) -> list[Ranked]:
+    """The pool's structures in the order in which they are reviewed; `draw` is of the random one."""
+    return rank(samples.summaries, order=order, minutes=READER, seed=mixed_seed(samples.seed, draw))
 
 
 def reviewed(samples: Pool, items: Sequence[Ranked]) -> dict[str, float]:
