@@ -17,11 +17,20 @@ from torch import Tensor, nn
 from vesalius.errors import ConfigError, WeightsError, nearest
 from vesalius.files import atomic, sha256
 from vesalius.nn.encoder import Encoder
-from vesalius.published import brainsegfounder, deblurring, ept, sam, sam3d, universal, usfm, vit
+from vesalius.published import brainsegfounder, deblurring, ept, sam, sam3d, transunet, universal, usfm, vit
 from vesalius.published.card import Card, Contract
 from vesalius.published.checkpoint import LoadReport, fill, read_state
 from vesalius.published.keys import Hints, Keys, Request
-from vesalius.published.networks import ENCODERS, PROMPTABLE, VOLUME_TRUNKS, Architecture, Hollow, build, trunk_config
+from vesalius.published.networks import (
+    ENCODERS,
+    PROMPTABLE,
+    SLICES,
+    VOLUME_TRUNKS,
+    Architecture,
+    Hollow,
+    build,
+    trunk_config,
+)
 
 WEIGHTS, CARD = "weights.safetensors", "card.json"
 OWN = "vesalius.published.load.load_weights reads runs and converted files"
@@ -66,6 +75,7 @@ FAMILIES = {
         for size in sam.PUBLISHED
     },
     "sam3d": Family(sam3d.PARTS, sam3d.network, sam3d.contract, sam3d.LICENCE, sam3d.CITATION),
+    "transunet": Family(transunet.PARTS, transunet.network, transunet.contract, transunet.LICENCE, transunet.CITATION),
 }
 
 
@@ -262,7 +272,7 @@ def recognise(state: Mapping[str, Tensor]) -> list[str]:
 
 def encoder_of(what: Mapping[str, Any]) -> Mapping[str, Any]:
     """The encoder's architecture within a network's."""
-    while what["name"] not in {*ENCODERS, *VOLUME_TRUNKS, *PROMPTABLE}:
+    while what["name"] not in {*ENCODERS, *VOLUME_TRUNKS, *PROMPTABLE, *SLICES}:
         if "encoder" not in what.get("config", {}):
             raise WeightsError(f"the network {what['name']!r} has no encoder that can be taken out")
         what = what["config"]["encoder"]

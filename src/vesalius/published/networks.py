@@ -23,6 +23,7 @@ from vesalius.nn.sam_decoder import Sam
 from vesalius.nn.segvit import ATMHead, Stage
 from vesalius.nn.swin_ssl import SwinSSL
 from vesalius.nn.swin_unetr import SwinConfig, SwinEncoder, SwinUNETR
+from vesalius.nn.transunet import TransUNet, TransUNetConfig
 from vesalius.nn.unet3d import NestedUNet3D, NestedUNet3DConfig, SegResNet, SegResNetConfig, UNet3D, UNet3DConfig
 from vesalius.nn.unetpp import UNetPlusPlus
 from vesalius.nn.vit import ViT, ViTConfig
@@ -170,6 +171,10 @@ PROMPTABLE: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     "sam_encoder": lambda config: SamViT(SamConfig.from_dict(config)),
     "sam3d": lambda config: Sam3D(Sam3DShape.from_dict(config)),
 }
+SLICES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
+    "transunet": lambda config: TransUNet(TransUNetConfig(**config)),
+}
+"""Networks of slices that are segmentations by themselves."""
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "classifier": Classifier,
     "simmim": SimMIM,
@@ -181,7 +186,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "volume_segmenter": VolumeSegmenter,
     "language_driven": LanguageDriven,
 }
-KNOWN = (*ENCODERS, *VOLUME_TRUNKS, *PROMPTABLE, *NETWORKS)
+KNOWN = (*ENCODERS, *VOLUME_TRUNKS, *PROMPTABLE, *SLICES, *NETWORKS)
 
 
 KINDS: dict[type[nn.Module], str] = {
@@ -193,11 +198,12 @@ KINDS: dict[type[nn.Module], str] = {
     NestedUNet3D: "nested_unet3d",
     SegResNet: "segresnet",
     DiNTS: "dints",
+    TransUNet: "transunet",
 }
 """The trunks by their class."""
 
 
-def architecture(encoder: Encoder | VolumeTrunk) -> dict[str, Any]:
+def architecture(encoder: Encoder | VolumeTrunk | TransUNet) -> dict[str, Any]:
     """What a card says of an encoder, as it was built: what a method puts in later is the method's own to describe.
 
     >>> from vesalius.nn.vit import ViT, ViTConfig
@@ -230,6 +236,8 @@ def build(what: Architecture) -> nn.Module:
             return VOLUME_TRUNKS[name](config)
         if name in PROMPTABLE:
             return PROMPTABLE[name](config)
+        if name in SLICES:
+            return SLICES[name](config)
         if name in NETWORKS:
             return NETWORKS[name](build(config.pop("encoder")), **config)
     except TypeError as error:

@@ -14,6 +14,7 @@ from vesalius.evaluation.parity import (
     masam,
     sam,
     sam3d,
+    transunet,
     universal,
     usfm,
     vit,
@@ -30,6 +31,7 @@ FAMILIES: dict[str, Adapter] = (
     | masam.FAMILIES
     | sam.FAMILIES
     | sam3d.FAMILIES
+    | transunet.FAMILIES
     | abdomenatlas.FAMILIES
 )
 """Fixture names without their last ``_a`` or ``_b`` -> adapter."""
