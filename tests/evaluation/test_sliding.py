@@ -93,6 +93,19 @@ def test_an_image_is_placed_predicted_and_put_back(tmp_path: Path) -> None:
     assert segment_volume(bright, image, coarse).shape == image.size
 
 
+def test_air_around_the_patient_is_not_asked_about(tmp_path: Path) -> None:
+    voxels = np.full((30, 24, 20), -1000, np.int16)
+    voxels[8:20, 6:18, 5:15] = 40
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([2.0, 2, 2, 1])), tmp_path / "v.nii.gz")
+    image = read_volume(tmp_path / "v.nii.gz")
+
+    def everywhere(window: Tensor) -> Tensor:
+        return torch.cat([0 * window, 0 * window + 1], dim=1)
+
+    labels = segment_volume(everywhere, image, VolumeContract(("CT",), intensity=Window(-100, 100), roi=(8, 8, 8)))
+    assert np.array_equal(labels, image.array[0] > -1000)
+
+
 def test_a_predicted_series_is_the_same_as_segmentation_and_as_nifti(tmp_path: Path) -> None:
     voxels = np.random.default_rng(0).integers(-300, 300, (7, 12, 10)).astype(np.int16)
     affine = np.eye(4)

@@ -152,17 +152,20 @@ def segment_volume(
         options: of `sliding_window`.
 
     Returns:
-        What ``decide`` says, ``[D, H, W]`` or ``[J, D, H, W]`` of ``image.size``.
+        What ``decide`` says, ``[D, H, W]`` or ``[J, D, H, W]`` of ``image.size``; 0 where all around is background.
     """
     placed = contract.place(image)
     limits = contract.limits(placed)
-    found = sliding_window(
+    box = contract.foreground(placed)  # as in training: a network has not learned what air around a brain is not
+    inside = sliding_window(
         network,
-        torch.from_numpy(placed),
+        torch.from_numpy(np.ascontiguousarray(placed[(slice(None), *box)])),
         roi=contract.roi,
         prepare=lambda part: contract.normalise(part, limits),
         **options,
     )
+    found = np.zeros((*inside.shape[:-3], *placed.shape[1:]), inside.dtype)
+    found[(..., *box)] = inside
     return contract.restore(found if finish is None else finish(found), image)
 
 

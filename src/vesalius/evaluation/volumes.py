@@ -33,6 +33,7 @@ from vesalius.evaluation.metrics import bootstrap, defined_mean
 from vesalius.evaluation.sliding import segment_volume
 from vesalius.evaluation.volume_prompts import Prompts, simulated, wanted
 from vesalius.images import Image
+from vesalius.images.segmentation import check_sources
 from vesalius.nn.language_head import LanguageDriven
 from vesalius.nn.volumes import VolumeSegmenter
 from vesalius.published.card import Card
@@ -218,9 +219,11 @@ def predict_case(
     """
     image = case.read()
     given = prompts.on(image) if prompts else None
-    mask = label_map(task, image, contract, flips=flips, prompts=given, half=half, title=title)
     chosen = tuple(formats) if formats is not None else ("nifti" if is_nifti(case.paths[0]) else "dicom-seg",)
     folder = (out / case.stem).parent
+    if "dicom-seg" in chosen:
+        check_sources(image, folder / case.stem.name)  # before the long work, not after it
+    mask = label_map(task, image, contract, flips=flips, prompts=given, half=half, title=title)
     paths = task.write(mask, image, folder, case.stem.name, (*chosen, "overlay") if overlays else chosen)
     row: dict[str, Any] = {"path": case.name, "frame": "", **({"prompts": str(given)} if given else {})}
     for value, name in enumerate(task.classes, start=1):

@@ -49,8 +49,7 @@ def write_segmentation(
     """
     if not classes:
         raise VesaliusError("a DICOM segmentation needs at least one class", path=path, remedy="name the classes")
-    files = tuple(dict.fromkeys(file for file, _ in like.slices)) or (like.path,)
-    sources = [_source(file, path) for file in files]
+    sources = check_sources(like, path)
     source = sources[0]
     sop_class, flat = source.SOPClassUID, not like.slices and not _has_place(source)
     if like.slices:
@@ -144,6 +143,16 @@ def read_segmentation(path: str | PathLike[str], like: Image) -> tuple[np.ndarra
         if mask.shape != like.size:
             raise UnreadableImage(f"has the shape {mask.shape}, the image {like.size}", path=path)
         return mask, names
+
+
+def check_sources(like: Image, path: Path) -> list[Dataset]:
+    """The headers of the files that a segmentation of `like` at `path` would refer to.
+
+    Raises:
+        VesaliusError: one is no DICOM file, or lacks what a segmentation must refer to.
+    """
+    files = tuple(dict.fromkeys(file for file, _ in like.slices)) or (like.path,)
+    return [_source(file, path) for file in files]
 
 
 def _for_series(sources: list[Dataset], mask: np.ndarray, like: Image) -> np.ndarray:

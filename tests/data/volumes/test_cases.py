@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
@@ -137,6 +138,16 @@ def test_series_in_plain_folders(tmp_path, volume):
     assert case_of(rows["1.2.4_0.dcm"]).size == (4, 4, 5)
     reasons = pl.read_csv(tmp_path / "t.unreadable.csv")
     assert reasons.height == 1 and "slices are missing: 2 between 1.2.6_1.dcm and 1.2.6_2.dcm" in reasons["reason"][0]
+
+
+def test_a_series_whose_identifiers_were_removed_is_one_case(tmp_path):
+    series(tmp_path / "scans" / "liver", "1.2.3", [4, 0, 2])
+    for path in (tmp_path / "scans" / "liver").iterdir():
+        data = dcmread(path)
+        del data.SeriesInstanceUID, data.StudyInstanceUID
+        data.save_as(path)
+    (row,) = indexed(tmp_path / "scans", "folder")
+    assert row["size"] == [3, 4, 5]
 
 
 def test_a_list_of_cases(tmp_path, volume, labels):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vesalius.data.volumes.intensity import Intensity, ZScore, intensity_from_dict, intensity_to_dict
 from vesalius.data.volumes.memory import check_memory
-from vesalius.data.volumes.transforms import Grid, check_orientation, grid_of
+from vesalius.data.volumes.transforms import Box, Grid, check_orientation, foreground_box, grid_of
 from vesalius.errors import ConfigError, UnreadableImage, VesaliusError, nearest
 from vesalius.images import Image
 
@@ -123,6 +123,10 @@ class VolumeContract:
     def limits(self, placed: np.ndarray) -> Tensor:
         """What `normalise` needs to know of the whole volume: ``[C, 2]`` float32."""
         return torch.tensor([self.intensity.fit(channel) for channel in placed], dtype=torch.float32)
+
+    def foreground(self, placed: np.ndarray) -> Box:
+        """The box of a placed volume in which some channel is not background."""
+        return foreground_box(np.logical_or.reduce([self.intensity.foreground(channel) for channel in placed]))
 
     def normalise(self, placed: Tensor, limits: Tensor) -> Tensor:
         """A placed volume, or a part of it, in the network's intensities: float32 of the same shape."""

@@ -139,7 +139,8 @@ def with_series(entries: Iterable[Entry]) -> list[Entry]:
             singles.setdefault(entry.path.parent, []).append(entry)
     for parent, beside in singles.items():
         by_path = {entry.path: entry for entry in beside}
-        series = {uid: paths for uid, paths in group_series(by_path, placed=True).items() if uid and paths}
+        found = group_series(by_path, placed=True)
+        series = {uid: paths for uid, paths in found.items() if paths and (uid or len(paths) > 1)}  # UIDs may be gone
         # A folder stands for a series only where it holds nothing else that is an image.
         whole = len(series) == 1 and set(next(iter(series.values()))) == {p for p in parent.iterdir() if is_image(p)}
         for paths in series.values():

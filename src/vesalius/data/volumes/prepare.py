@@ -13,7 +13,7 @@ from vesalius.data.masks import IGNORE, classes_of, shape_error
 from vesalius.data.table import MASK_SEPARATOR
 from vesalius.data.volumes.cases import case_of
 from vesalius.data.volumes.contract import VolumeContract
-from vesalius.data.volumes.transforms import Grid, foreground_box
+from vesalius.data.volumes.transforms import Grid
 from vesalius.errors import UnreadableImage
 from vesalius.images import Image, probe, read_segmentation, read_volume
 
@@ -76,7 +76,7 @@ def prepare(
     if mask is not None and relabel is not None:
         mask = relabel(mask, row)
     if crop:
-        box = foreground_box(np.logical_or.reduce([contract.intensity.foreground(channel) for channel in placed]))
+        box = contract.foreground(placed)
         placed = np.ascontiguousarray(placed[(slice(None), *box)])
         mask = None if mask is None else np.ascontiguousarray(mask[box])
     return Prepared(placed, limits, mask, _points(mask))
