@@ -17,6 +17,8 @@ from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentParser
 from vesalius.errors import ConfigError, nearest
 
 SHORT = {"output": "-o", "out": "-o"}  # the one abbreviation that people expect
+NUMBERS = re.compile(r"-[\d.]+[,:]")
+"""A value of several numbers whose first is negative, which argparse would take for an option."""
 
 
 class _Help(RawDescriptionHelpFormatter):
@@ -97,7 +99,8 @@ def parse(
         return None
     if not words and (needed or positional):
         raise ConfigError(f"needs {', '.join(shown)}", remedy=f"see {prog} --help")
-    values = parser.parse_args(list(words))
+    # What has a space is a value to argparse.
+    values = parser.parse_args([f" {word}" if NUMBERS.match(word) else word for word in words])
     reserved = {name.rstrip("_"): name for name in inspect.signature(function).parameters}
     keywords = {reserved.get(key, key): value for key, value in values.as_dict().items() if key != "config"}
     if presets is not None and "model" in keywords:

@@ -115,6 +115,7 @@ VERBS = {
         (
             "vesalius evaluate runs/seg --data us.parquet",
             "vesalius evaluate runs/usfm --data us.parquet --protocol linear_probe",
+            "vesalius evaluate runs/kits --data kits.parquet --clicks 10 --tolerance 5 --empty sam3d",
         ),
         positional=("run",),
         reports=True,
@@ -135,6 +136,9 @@ VERBS = {
             "vesalius predict runs/seg image.dcm --out out/",
             "vesalius predict runs/seg folder/ --out out/ --formats nifti,dicom-seg",
             "vesalius predict runs/universal ct.nii.gz --classes liver kidney --out out/",
+            "vesalius predict runs/kits series/ --point 210,304,61 --out out/",
+            "vesalius predict runs/kits series/ --point -31.5,-20,114 -28,-6,120 --space lps --out out/",
+            "vesalius predict runs/box ct.nii.gz --box 180,260,50,240,330,74 --out out/",
         ),
         positional=("run", "inputs"),
     ),

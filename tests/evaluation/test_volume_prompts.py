@@ -42,6 +42,9 @@ def test_mm_without_an_affine_and_words_that_are_no_numbers():
     for points, boxes in ((["1,2"], []), (["a,b,c"], []), ([], ["1,2,3"])):
         with pytest.raises(ConfigError, match=r"give \d numbers"):
             Prompts.parse(points, boxes=boxes)
+    for labels in ([1, 0], [2]):
+        with pytest.raises(ConfigError, match="1 or 0 for each"):
+            Prompts.parse(["1,2,3"], labels)
 
 
 def test_what_a_task_wants():

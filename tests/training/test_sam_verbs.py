@@ -61,8 +61,8 @@ def test_stacks_are_scored_on_all_classes(stacks: Path, tables: Path):
     assert "doi:10.1016/j.media.2024.103310" in card.citation
     config = RunFolder(stacks).read_config()
     assert (config["config"]["slices"], config["config"]["adapters"]["rank"]) == (3, 8)  # the rest is the preset's
-    with pytest.raises(ConfigError, match="neither points nor boxes"):
-        predict(stacks, tables / "ct" / "ct_001", out=tables / "no", points=["1,2,3"])
+    with pytest.raises(ConfigError, match="neither point nor box"):
+        predict(stacks, tables / "ct" / "ct_001", out=tables / "no", point=["1,2,3"])
     with pytest.raises(ConfigError, match="flips with a run on SAM"):
         predict(stacks, tables / "ct" / "ct_001", out=tables / "no", flips=True)
 
@@ -76,10 +76,10 @@ def test_boxes_are_drawn_around_the_truth_and_given_to_predict(tables: Path):
     assert result.settings["prompts"] == "boxes"
     said = pl.read_csv(out / "cases.csv")["prompts"][0]
     assert len(said.split()) == 6
-    with pytest.raises(ConfigError, match="in a box; say where with --boxes"):
+    with pytest.raises(ConfigError, match="in a box; say where with --box"):
         predict(out, tables / "ct" / "ct_001", out=tables / "no")
     box = ",".join(said.split())
-    predict(out, tables / "ct" / "ct_001", out=tables / "boxed", boxes=[box], overlays=False)
+    predict(out, tables / "ct" / "ct_001", out=tables / "boxed", box=[box], overlays=False)
     low, high = np.array(said.split(), float).astype(int).reshape(2, 3)[:, ::-1]
     mask, _ = read_segmentation(tables / "boxed" / "ct_001.dcm", read_volume(tables / "ct" / "ct_001"))
     beyond = np.ones(mask.shape[0], bool)
@@ -111,7 +111,8 @@ def test_a_click_in_mm_and_in_voxels_is_one(clicked: Path, tables: Path):
     masks = []
     for space, point in ways.items():
         out = tables / "clicked" / space
-        predict(clicked, series, out=out, points=[point], space=space, formats=["nifti"], overlays=space == "voxel")
+        words = [clicked, series, "--out", out, "--point", point, "--space", space, "--formats", "nifti"]
+        assert main(["predict", *map(str, words), *([] if space == "voxel" else ["--no_overlays"])]) == 0
         masks.append(nibabel.load(out / "ct_001.nii.gz").get_fdata())
         with (out / "scores.csv").open() as stream:
             (row,) = csv.DictReader(stream)
@@ -121,7 +122,7 @@ def test_a_click_in_mm_and_in_voxels_is_one(clicked: Path, tables: Path):
     assert masks[0].shape == image.size[::-1]
     assert (tables / "clicked" / "voxel" / "ct_001_axial.png").exists()
     with pytest.raises(VesaliusError, match="none of the 1 inputs"):
-        predict(clicked, series, out=tables / "no", points=["300,1,1"])
+        predict(clicked, series, out=tables / "no", point=["300,1,1"])
     assert "outside" in (tables / "no" / "failed.csv").read_text()
 
 

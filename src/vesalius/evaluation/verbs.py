@@ -212,9 +212,9 @@ def predict(
     overlays: bool = True,
     flips: bool = False,
     classes: Sequence[str] = (),
-    points: Sequence[str] = (),
-    not_points: Sequence[str] = (),
-    boxes: Sequence[str] = (),
+    point: Sequence[str] = (),
+    label: Sequence[int] = (),
+    box: Sequence[str] = (),
     space: Space = "voxel",
     half: bool = False,
     trunk: str | None = None,
@@ -237,10 +237,11 @@ def predict(
         flips: of volumes, average over mirror images, which takes eight times as long; refused where classes are
             named after a side, or the run was trained with ``flip`` 0.
         classes: of the Universal Model, those to predict; by default all.
-        points: of a run of sam3d, clicks x,y,z on what shall be segmented; several for one that is large, or for more
+        point: of a run of sam3d, clicks x,y,z on what shall be segmented; several for one that is large, or for more
             than one.
-        not_points: clicks on what shall not be, for a network with labels of clicks.
-        boxes: of a run of masam with boxes, x0,y0,z0,x1,y1,z1 around it.
+        label: 1 for each click on what shall be segmented, 0 for each on what shall not be, in their order; all 1 by
+            default. 0 needs a network with labels of clicks.
+        box: of a run of masam with boxes, x0,y0,z0,x1,y1,z1 around it.
         space: of both: voxel (column, row and slice of the file, from 0), or mm of the patient, lps (DICOM's) or ras
             (NIfTI's, 3D Slicer's).
         half: of volumes, run the network in half precision.
@@ -284,7 +285,7 @@ def predict(
         "formats": formats and list(formats),
         "overlays": overlays,
     }
-    prompts = Prompts.parse(points, not_points, boxes, space)
+    prompts = Prompts.parse(point, label, box, space)
     check_prompts(task, prompts)
     if volumes is not None:
         made_by |= {"flips": flips, "half": half, "prompts": str(prompts), "space": space}

@@ -46,34 +46,37 @@ class Prompts:
 
     def __str__(self) -> str:
         """For tables: numbers of a prompt by spaces, prompts by ``;``."""
-        labels = ["" if label == 1 else "-" for label in self.labels]
-        points = [label + " ".join(f"{n:g}" for n in point) for label, point in zip(labels, self.points, strict=True)]
+        marks = ["" if label == 1 else "not " for label in self.labels]
+        points = [mark + " ".join(f"{n:g}" for n in point) for mark, point in zip(marks, self.points, strict=True)]
         return "; ".join([*points, *(" ".join(f"{n:g}" for n in box) for box in self.boxes)])
 
     @classmethod
     def parse(
         cls,
         points: Sequence[str] = (),
-        not_points: Sequence[str] = (),
+        labels: Sequence[int] = (),
         boxes: Sequence[str] = (),
         space: Space = "voxel",
     ) -> Prompts:
         """Prompts as the command line writes them.
 
         Args:
-            points, not_points: "x,y,z", of what shall and shall not be segmented.
-            boxes: "x0,y0,z0,x1,y1,z1".
+            points: "x,y,z" each.
+            labels: of the points; none for 1.
+            boxes: "x0,y0,z0,x1,y1,z1" each.
 
         Raises:
-            ConfigError: one has another number of numbers.
+            ConfigError: one has another number of numbers, or there are not as many labels as points.
 
-        >>> str(Prompts.parse(["30,40,7", "31,40,9"], not_points=["5,5,7"]))
-        '30 40 7; 31 40 9; -5 5 7'
+        >>> str(Prompts.parse(["30,40,7", "5,5,7"], [1, 0]))
+        '30 40 7; not 5 5 7'
         """
-        clicks = [*points, *not_points]
+        known = tuple(labels) or (1,) * len(points)
+        if len(known) != len(points) or not set(known) <= {0, 1}:
+            raise ConfigError(f"labels {list(known)} of {len(points)} points", remedy="give 1 or 0 for each")
         return cls(
-            tuple(_numbers(word, 3, "point") for word in clicks),
-            (1,) * len(points) + (0,) * len(not_points),
+            tuple(_numbers(word, 3, "point") for word in points),
+            known,
             tuple(_numbers(word, 6, "box") for word in boxes),
             space,
         )
@@ -123,11 +126,11 @@ def check_prompts(task: Any, given: Prompts) -> None:
     """
     kind = wanted(task)
     if kind == "points" and (not given.points or given.boxes):
-        raise ConfigError("this run segments what is clicked on", remedy="say where with --points x,y,z")
+        raise ConfigError("this run segments what is clicked on", remedy="say where with --point x,y,z")
     if kind == "boxes" and (not given.boxes or given.points):
-        raise ConfigError("this run segments what is in a box", remedy="say where with --boxes x0,y0,z0,x1,y1,z1")
+        raise ConfigError("this run segments what is in a box", remedy="say where with --box x0,y0,z0,x1,y1,z1")
     if kind is None and given:
-        raise ConfigError("this run needs neither points nor boxes", remedy="leave them out")
+        raise ConfigError("this run needs neither point nor box", remedy="leave them out")
 
 
 def simulated(task: Any, truth: NDArray[np.bool_], *, clicks: int, generator: torch.Generator) -> Prompts | None:

@@ -74,7 +74,7 @@ def adapt_masam(
         model: settings that differ from the preset's.
         classes: which ones, in this order; by default all of the table.
         box: prompted: train one class with boxes around it, which evaluate draws and predict is given.
-        intensity: auto (CT from -200 to 250 HU, MR up to its 99th percentile), a window such as=-100:240, kits, lits,
+        intensity: auto (CT from -200 to 250 HU, MR up to its 99th percentile), a window such as -100:240, kits, lits,
             pancreas, colon, measured, zscore or percentiles.
         channels: what the network shall read of volumes that have several, by name: one, or three.
         fraction: of the training patients whose labels are used.
@@ -169,7 +169,8 @@ def adapt_sam3d(
         crop: voxels of a crop, one or three numbers; by default the preset's.
         spacing: mm between the voxels that the network reads, one or three numbers; 0 for each volume's own.
         intensity: auto (CT cut and scaled by the target's voxels, as nnU-Net does; MR by z-scores), kits, lits,
-            pancreas or colon (the authors' numbers), measured, zscore, percentiles, or a window such as=-100:240.
+            pancreas or colon (the authors' numbers), measured, zscore, percentiles, or a window such as
+            -100:240.
         channels: what the network shall read of volumes that have several, by name: one, or three.
         fraction: of the training patients whose labels are used.
         shots: labelled patients, in place of a fraction.
