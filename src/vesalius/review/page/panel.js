@@ -124,7 +124,7 @@ export function showLayers(mask, layers, { cycle, use }) {
     const told = layer.dice === undefined ? amount(layer.ml) : `${amount(layer.ml)} · Dice ${layer.dice.toFixed(2)}`;
     return make(
       "li",
-      { attributes: { "data-layer": layer.id } },
+      { attributes: { "data-layer": layer.id, "data-ml": layer.ml } },
       swatch,
       make("span", { className: "about" }, name, make("span", { className: "amount", textContent: told, title: "volume, and Dice with the mask" })),
       make("button", { className: "shown", textContent: NEXT[layer.shown], title: "outline, fill, hide", onclick: () => cycle(layer) }),

@@ -74,6 +74,11 @@ function draw() {
   panel.showProgress(state.items, reader);
 }
 
+function busy(now) {
+  state.busy = now;
+  document.body.setAttribute("aria-busy", String(now));
+}
+
 /** Opens a structure; a changed mask is asked about first. */
 async function open(item, { force = false } = {}) {
   state.wanted = item;
@@ -83,7 +88,7 @@ async function open(item, { force = false } = {}) {
     if (answer === "stay" || answer === null) return;
     if (answer === "save" && !(await judge("corrected", { stay: true }))) return;
   }
-  state.busy = true;
+  busy(true);
   notice(null);
   try {
     const fresh = state.item?.case !== item.case;
@@ -103,7 +108,7 @@ async function open(item, { force = false } = {}) {
   } catch (error) {
     panel.loading(error.message);
   } finally {
-    state.busy = false;
+    busy(false);
   }
   draw();
   if (state.wanted && state.wanted !== item) await open(state.wanted);
@@ -214,7 +219,8 @@ async function judge(verdict, { stay = false } = {}) {
     return false;
   }
   if (state.busy || !view.mask) return false;
-  Object.assign(state, { busy: true, wanted: null });
+  state.wanted = null;
+  busy(true);
   const { case: name, structure } = state.item;
   const path = ["cases", name, structure, "reviews"];
   try {
@@ -235,7 +241,7 @@ async function judge(verdict, { stay = false } = {}) {
     toast(`Not saved: ${error.message}`, true);
     return false;
   } finally {
-    state.busy = false;
+    busy(false);
   }
   const both = state.reader === "second" || state.reviews.some((one) => one.reader === "second");
   const at = todo().findIndex((item) => item.case === name && item.structure === structure);
