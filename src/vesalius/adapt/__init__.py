@@ -20,5 +20,6 @@ METHODS = {
 ON_SAM = {
     "masam": "vesalius.training.sam_verbs:adapt_masam",
     "sam3d": "vesalius.training.sam_verbs:adapt_sam3d",
+    "transunet": "vesalius.training.transunet_verbs:adapt_transunet",
 }
-"""Ways to adapt Segment Anything to volumes, each with options of its own -> what runs it."""
+"""Ways to adapt Segment Anything to volumes, and the baseline beside them, with options of their own -> what runs."""

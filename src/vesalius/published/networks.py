@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vesalius.errors import WeightsError, nearest
 from vesalius.nn.convvit import ConvViT, ConvViTConfig
 from vesalius.nn.dints import DiNTS, DiNTSConfig
+from vesalius.nn.dynunet import DynUNet, DynUNetConfig
 from vesalius.nn.encoder import Encoder
 from vesalius.nn.language_head import LanguageDriven
 from vesalius.nn.mae import MAEDecoder
@@ -165,6 +166,7 @@ VOLUME_TRUNKS: dict[str, Callable[[Mapping[str, Any]], VolumeTrunk]] = {
     "nested_unet3d": lambda config: NestedUNet3D(NestedUNet3DConfig(**config)),
     "segresnet": lambda config: SegResNet(SegResNetConfig(**config)),
     "dints": lambda config: DiNTS(DiNTSConfig(**config)),
+    "dynunet": lambda config: DynUNet(DynUNetConfig(**config)),
 }
 PROMPTABLE: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     "sam": lambda config: Sam(SamConfig.from_dict(config)),
@@ -198,6 +200,7 @@ KINDS: dict[type[nn.Module], str] = {
     NestedUNet3D: "nested_unet3d",
     SegResNet: "segresnet",
     DiNTS: "dints",
+    DynUNet: "dynunet",
     TransUNet: "transunet",
 }
 """The trunks by their class."""

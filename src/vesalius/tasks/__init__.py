@@ -19,6 +19,7 @@ TASKS = {
     "enhancement": "vesalius.tasks.enhancement:Enhancer",
     "volume_segmentation": "vesalius.tasks.volume_segmentation:VolumeSegmentation",
     "stack_segmentation": "vesalius.tasks.stacks:StackSegmentation",
+    "slice_segmentation": "vesalius.tasks.slices:SliceSegmentation",
     "prompted_volume_segmentation": "vesalius.tasks.prompted_volumes:PromptedVolumeSegmentation",
 }
 

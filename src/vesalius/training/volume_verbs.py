@@ -15,7 +15,9 @@ from vesalius.adapt.networks import save_task
 from vesalius.adapt.volumes import DECODERS, METHODS, PRESETS, VolumeAdaptation, freeze, patches_of, with_decoder
 from vesalius.data.volumes.contract import VolumeContract
 from vesalius.data.volumes.dataset import VolumeDataset
+from vesalius.data.volumes.intensity import Window, ZScore
 from vesalius.errors import ConfigError, nearest
+from vesalius.nn.dynunet import DYNUNET_PRESETS, DynUNet
 from vesalius.nn.volumes import VolumeTrunk
 from vesalius.pretrain import SYSTEMS, stage_presets
 from vesalius.pretrain import system as system_class
@@ -33,6 +35,8 @@ from vesalius.training.runs import is_first_process
 
 TINY_WIDTH = 768
 """Trunks of fewer channels at the bottleneck are adapted with the "tiny" preset."""
+SCRATCH = "dynunet"
+"""After "random:", a network that is of no system: nnU-Net's, which nothing pre-trains."""
 
 
 def reads_volumes(backbone: str) -> bool:
@@ -43,6 +47,8 @@ def reads_volumes(backbone: str) -> bool:
     """
     kind, _, rest = backbone.partition(":")
     name = rest.partition("/")[0] if kind == "random" else kind
+    if kind == "random" and name == SCRATCH:
+        return True
     if rest and name in SYSTEMS:
         return issubclass(system_class(name), VolumePretraining)
     path = Path(rest if kind == "random" else backbone)
@@ -56,7 +62,7 @@ def open_trunk(spec: str, *, channels: Sequence[str] = ()) -> tuple[VolumeTrunk,
     """A 3-D trunk and its card; after "random:" the same network with fresh weights, or a system's tiny preset.
 
     Args:
-        spec: as of `load_volume_trunk`, or ``random:SYSTEM/PRESET``.
+        spec: as of `load_volume_trunk`, or ``random:SYSTEM/PRESET``, or ``random:dynunet/PRESET``.
         channels: that it shall read, matched by name; by default its own.
 
     Raises:
@@ -73,6 +79,8 @@ def open_trunk(spec: str, *, channels: Sequence[str] = ()) -> tuple[VolumeTrunk,
         module = system_class(name)(replace(config, channels=tuple(channels)) if channels else config)
         trunk = cast(VolumeTrunk, module.network.encoder)
         return trunk, Card(name, "backbone", architecture(trunk), module.contract, source="random weights")
+    if kind == "random" and name == SCRATCH:
+        return _scratch(preset or "tiny", tuple(channels) or ("CT",))
     trunk = load_volume_trunk(rest if kind == "random" else spec, channels=tuple(channels) or None)
     card = cast(Card, trunk.card)
     if kind == "random":
@@ -169,6 +177,17 @@ def adapt_volumes(
         save_task(task, run.path, contract=contract, backbone=card, source=source, notes=card.notes)
         say(run, summary)
     return {**summary, "run": str(run.path)}
+
+
+def _scratch(preset: str, channels: tuple[str, ...]) -> tuple[VolumeTrunk, Card]:
+    """nnU-Net's network with fresh weights: CT from -200 to 250 HU, others by a volume's own mean and deviation."""
+    if preset not in DYNUNET_PRESETS:
+        raise ConfigError(f"{SCRATCH} has no preset {preset!r}", remedy=nearest(preset, DYNUNET_PRESETS))
+    trunk = DynUNet(replace(DYNUNET_PRESETS[preset], in_channels=len(channels)))
+    intensity = Window(-200, 250) if channels == ("CT",) else ZScore()
+    contract = VolumeContract(channels, intensity=intensity, roi=(64, 64, 64) if preset == "tiny" else (128, 128, 128))
+    citation = "Isensee et al., nnU-Net, Nature Methods 18:203-211, 2021, doi:10.1038/s41592-020-01008-z"
+    return trunk, Card(SCRATCH, "backbone", architecture(trunk), contract, source="random weights", citation=citation)
 
 
 def _sides(crop: Sequence[int], trunk: VolumeTrunk) -> tuple[int, int, int] | None:
