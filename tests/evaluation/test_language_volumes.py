@@ -13,7 +13,8 @@ from vesalius.data.phantoms.volume_files import write_nifti
 from vesalius.data.table import make_table
 from vesalius.data.volumes.contract import VolumeContract
 from vesalius.data.volumes.intensity import Window
-from vesalius.evaluation.volumes import Case, load_volume_task, predict_case, score_volumes
+from vesalius.evaluation.volume_tasks import load_volume_task
+from vesalius.evaluation.volumes import Case, predict_case, score_volumes
 from vesalius.images import read_volume
 from vesalius.nn.language_head import LanguageDriven
 from vesalius.nn.unet3d import SegResNet, SegResNetConfig

@@ -15,7 +15,7 @@ from vesalius.data.phantoms.torso import ct
 from vesalius.data.table import load_table
 from vesalius.errors import ConfigError
 from vesalius.evaluation.verbs import evaluate, predict
-from vesalius.evaluation.volumes import load_volume_task
+from vesalius.evaluation.volume_tasks import load_volume_task
 from vesalius.tasks.slices import SliceSegmentation
 from vesalius.training.runs import RunFolder
 from vesalius.training.transunet_verbs import adapt_transunet

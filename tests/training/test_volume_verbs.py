@@ -27,7 +27,8 @@ from vesalius.data.table import load_table, save_table
 from vesalius.errors import ConfigError, VesaliusError, WeightsError
 from vesalius.evaluation import volumes
 from vesalius.evaluation.verbs import evaluate, predict
-from vesalius.evaluation.volumes import check_flips, find_cases, load_volume_task
+from vesalius.evaluation.volume_tasks import load_volume_task
+from vesalius.evaluation.volumes import check_flips, find_cases
 from vesalius.images import read_segmentation, read_volume
 from vesalius.nn.swin_unetr import SwinConfig, SwinUNETR
 from vesalius.nn.volumes import VolumeSegmenter

@@ -17,7 +17,7 @@ from vesalius.data.label_tables import CONNECTIVITY
 from vesalius.data.volumes.contract import VolumeContract
 from vesalius.errors import ConfigError
 from vesalius.evaluation.sliding import sliding_window
-from vesalius.evaluation.volumes import VolumeTask, load_volume_task
+from vesalius.evaluation.volume_tasks import VolumeTask, load_volume_task
 from vesalius.images import Image
 from vesalius.tasks.volume_language import LanguageSegmentation
 from vesalius.tasks.volume_segmentation import VolumeSegmentation

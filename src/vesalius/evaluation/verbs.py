@@ -27,15 +27,8 @@ from vesalius.evaluation.protocols import each_class, features, knn, linear_prob
 from vesalius.evaluation.results import Result
 from vesalius.evaluation.scoring import intervals, score_classes, score_labels, score_task
 from vesalius.evaluation.volume_prompts import Prompts, Space, check_prompts, wanted
-from vesalius.evaluation.volumes import (
-    Case,
-    OnSam,
-    check_flips,
-    find_cases,
-    load_volume_task,
-    predict_case,
-    score_volumes,
-)
+from vesalius.evaluation.volume_tasks import OnSam, load_volume_task
+from vesalius.evaluation.volumes import Case, check_flips, find_cases, predict_case, score_volumes
 from vesalius.files import atomic, output_folder, sha256
 from vesalius.published.card import Card
 from vesalius.tasks import TASKS

@@ -7,17 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from vesalius.adapt.networks import load_task
-from vesalius.adapt.sam_files import is_adapted, load_adapted
-from vesalius.data.abdomen import NAMES, TEMPLATE
-from vesalius.data.class_tables import ClassTable, Sides
+from vesalius.data.class_tables import Sides
 from vesalius.data.datasets import generator
 from vesalius.data.entry import Entry, Folder
 from vesalius.data.layouts import detect
@@ -28,32 +25,21 @@ from vesalius.data.volumes.cases import case_of, is_nifti, read_case
 from vesalius.data.volumes.contract import VolumeContract, channel_key
 from vesalius.data.volumes.layouts import with_series
 from vesalius.data.volumes.prepare import prepare
-from vesalius.errors import ConfigError, VesaliusError, WeightsError
+from vesalius.errors import ConfigError, VesaliusError
 from vesalius.evaluation.metrics import bootstrap, defined_mean
 from vesalius.evaluation.sliding import segment_volume
 from vesalius.evaluation.volume_prompts import Prompts, simulated, wanted
+from vesalius.evaluation.volume_tasks import OnSam, VolumeTask
 from vesalius.images import Image
 from vesalius.images.segmentation import check_sources
-from vesalius.nn.language_head import LanguageDriven
-from vesalius.nn.volumes import VolumeSegmenter
-from vesalius.published.card import Card
-from vesalius.published.load import load_weights
 from vesalius.tasks.prompted_volumes import PromptedVolumeSegmentation
-from vesalius.tasks.stacks import StackSegmentation
 from vesalius.tasks.volume_language import LanguageSegmentation
 from vesalius.tasks.volume_metrics import case_scores, summarise
-from vesalius.tasks.volume_segmentation import BRATS, Regions, VolumeSegmentation
+from vesalius.tasks.volume_segmentation import VolumeSegmentation
 from vesalius.training.runs import RunFolder
 
 SCORES = ("dice", "nsd", "hd95")
 """What gets confidence intervals, beside ``f1`` and ``lesion_dice`` where lesions are scored."""
-PUBLISHED: dict[int, tuple[tuple[str, ...], Regions]] = {
-    1: (("stroke lesion",), {"stroke lesion": ("stroke lesion",)}),
-    3: (("necrotic core", "oedema", "enhancing tumour"), BRATS),
-}
-"""Outputs of BrainSegFounder's fine-tuned files -> classes and regions: ATLAS and BraTS."""
-
-
 SIDE = re.compile(r"(?<![^\W_])(left|right)(?![^\W_])", re.IGNORECASE)
 """A side as a word of its own in a class's name."""
 
@@ -80,44 +66,6 @@ class Case:
     def read(self) -> Image:
         """The volume, whose channels have names where they are known."""
         return read_case(self.paths, self.channels)
-
-
-OnSam = StackSegmentation | PromptedVolumeSegmentation
-VolumeTask = VolumeSegmentation | LanguageSegmentation | OnSam
-
-
-def load_volume_task(path: str | Path, *, trunk: str | None = None) -> tuple[VolumeTask, Card]:
-    """A segmentation of volumes in evaluation mode, and its card: a run's, or an authors' file that was converted.
-
-    Args:
-        path: of the run, or the weights file.
-        trunk: where the trunk of a run that stores only what it trained lies now, if it was moved.
-
-    Raises:
-        WeightsError: it is something else.
-    """
-    place = Path(path)
-    beside = place.with_suffix(".json") if place.suffix == ".safetensors" else place / "card.json"
-    if place.name == "weights.safetensors":
-        beside = place.with_name("card.json")
-    card = Card.load(beside)
-    if is_adapted(card):
-        return load_adapted(path, trunk=trunk)
-    if card.architecture["name"] == "language_driven":
-        language = cast(LanguageDriven, load_weights(path))
-        known = {"classes": list(language.classes)} if language.classes != NAMES else TEMPLATE.to_dict()
-        table = ClassTable.from_dict(card.extra.get("classes", known))
-        return LanguageSegmentation(language, table).eval(), card
-    if card.architecture["name"] != "volume_segmenter":
-        return cast("tuple[VolumeSegmentation, Card]", load_task(path))
-    network = cast(VolumeSegmenter, load_weights(path))
-    outputs = network.head.out_channels
-    if card.system != "brainsegfounder" or outputs not in PUBLISHED:
-        raise WeightsError(f"nothing says what its {outputs} outputs are", path=path, remedy="adapt it to your classes")
-    classes, regions = PUBLISHED[outputs]
-    task = VolumeSegmentation(network.encoder, classes, regions=regions)
-    task.head = network.head
-    return task.eval(), replace(card, classes=classes)
 
 
 def check_flips(run: str | Path, names: Sequence[str]) -> None:
