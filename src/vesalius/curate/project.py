@@ -11,7 +11,8 @@ atlas/ atlas.yaml               classes, predictors, settings
        rounds/N/                which models proposed, what the round cost, whether to stop
 ```
 
-A case goes by an identifier made from its file's checksum: patients' names and paths stay in ``cases.parquet``.
+A case goes by an identifier made from its file's checksum: patients' names and paths stay in ``cases.parquet``
+(and, of files that could not be read, ``cases.unreadable.csv``).
 """
 
 from __future__ import annotations
@@ -91,9 +92,7 @@ class Atlas:
         Raises:
             VesaliusError: there is a project already, or the folder cannot be written.
         """
-        path = output_folder(path)
-        if (path / CONFIG).exists():
-            raise ConfigError(f"{path} is an annotation project already", remedy="choose another folder, or `step` it")
+        path = new_folder(path)
         volumes = table.filter(pl.col("size").list.len() == 3)
         volumes = volumes.unique(["sha256", "frame"], keep="first", maintain_order=True)
         if volumes.is_empty():
@@ -155,7 +154,7 @@ class Atlas:
             ConfigError: no such case.
         """
         if case not in self._rows:
-            raise ConfigError(f"no case {case!r} in {self.path}", remedy="vesalius curate atlas status lists them")
+            raise ConfigError(f"no case {case!r} in {self.path}", remedy="queue.csv lists those to review")
         return self._rows[case]
 
     def image_path(self, case: str) -> Path:
@@ -168,7 +167,7 @@ class Atlas:
 
     def only(self, case: str) -> Atlas:
         """The project as if it had this case alone: what a worker needs, and small."""
-        one = replace(self)
+        one = replace(self, path=self.path.resolve())
         vars(one)["_rows"] = {case: self.row(case)}
         return one
 
@@ -397,6 +396,18 @@ class Atlas:
     def round(self) -> int:
         """The round that is going on: 0 until models were trained again."""
         return _round(self.path)
+
+
+def new_folder(path: str | Path) -> Path:
+    """A folder for a new project.
+
+    Raises:
+        VesaliusError: there is one already, or the folder cannot be written.
+    """
+    path = output_folder(path)
+    if (path / CONFIG).exists():
+        raise ConfigError(f"{path} is an annotation project already", remedy="choose another folder, or `step` it")
+    return path
 
 
 def _round(path: Path) -> int:

@@ -80,7 +80,7 @@ def release(
 
     Args:
         atlas: the project, all of whose cases have proposals.
-        out: the dataset's folder; an interrupted release goes on in it, a finished one is never changed.
+        out: the dataset's folder; an interrupted release is made again in it, a finished one is never changed.
         dicom_seg: write DICOM segmentations of DICOM series, which name the patient as the series do.
         trust: YAML: ``default: [original, revised, proposal]`` and ``datasets: {NAME: {STRUCTURE: [...]}}``.
         licence: of the masks.
@@ -273,8 +273,10 @@ def _csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None) -> st
 
 def _finish(atlas: Atlas, out: Path, done: Released) -> dict[str, Any]:
     """Checksums of everything, and the records, in the dataset and in the project."""
+    for stray in out.rglob(".*-*.*"):  # of a release that was killed
+        stray.unlink(missing_ok=True)
     files = sorted(path for path in out.rglob("*") if path.is_file() and path.name not in (SUMS, RECORD))
-    lines = [f"{sha256(path)}  {path.relative_to(out).as_posix()}" for path in files if path.name[0] != "."]
+    lines = [f"{sha256(path)}  {path.relative_to(out).as_posix()}" for path in files]
     text = "\n".join(lines) + "\n"
     write_text(out / SUMS, text)
     record = {

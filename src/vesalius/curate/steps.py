@@ -238,9 +238,16 @@ def _files(atlas: Atlas, case: str) -> Iterator[Path]:
         yield from (path for path in folder.rglob("*") if path.is_file())
 
 
+def _sweep(folder: Path) -> None:
+    """Remove what a kill in the middle of a write left."""
+    for path in folder.rglob(".*-*.*"):
+        path.unlink(missing_ok=True)
+
+
 def _store(found: Found, image: Image, folder: Path, *, key: str, seconds: float, round: int) -> None:
     """Write what was found; the record that says so last."""
     (folder / DONE).unlink(missing_ok=True)
+    _sweep(folder)
     if found.labels is not None:
         write_values(found.labels, image, folder / LABELS)
     for name, mask in found.masks.items():
@@ -302,6 +309,7 @@ def _map(atlas: Atlas, case: str, image: Image, predictors: Sequence[str], key: 
     """Write the average masks and the maps of a case, and last what it is ranked by."""
     folder, grid = atlas.map_folder(case), grid_of(image, orientation="RAS", spacing=None)
     (folder / SUMMARY).unlink(missing_ok=True)
+    _sweep(folder)
     proposals, config = _Proposals(atlas, case, predictors, grid), atlas.settings.attention
     table = None if config.as_published and len(predictors) == 1 else atlas.classes
     masks: Masks = average_masks(proposals, proposals.structures, table=table)

@@ -12,14 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from vesalius.curate.predictors import Predictor
-from vesalius.curate.project import CASES, SUMMARY, Atlas
+from vesalius.curate.project import CASES, SUMMARY, Atlas, new_folder
 from vesalius.curate.records import Settings
 from vesalius.curate.steps import Engine, experience, run_step, write_queue
 from vesalius.data.class_tables import ClassTable
 from vesalius.data.index import index
 from vesalius.data.table import load_table
 from vesalius.errors import ConfigError
-from vesalius.files import output_folder
 
 
 def init(
@@ -37,19 +36,18 @@ def init(
     Args:
         atlas: the project's folder.
         volumes: a folder of NIfTI files or DICOM series, or a table of `vesalius index --volumes`. Masks that come with
-            a data set stay: they are not proposed or reviewed again.
+            a data set stay: nobody is asked about them again.
         predictors: a YAML file each: a run, a command that writes NIfTI, or a folder of masks.
         classes: the class table (classes.yaml); by default the Universal Model's 32 classes of abdominal CT.
         targets: the classes to map, rank and review; all by default.
         settings: YAML with thresholds, weights, minutes, order, stop_gain.
         group: regular expression that finds the patient in a path, so that a patient's volumes share a split.
     """
-    table = ClassTable.load(classes)
+    folder, table = new_folder(atlas), ClassTable.load(classes)
     members = [Predictor.load(path, table) for path in predictors]
     twice = [name for name, count in Counter(one.name for one in members).items() if count > 1]
     if twice:
         raise ConfigError(f"two predictors are called {twice[0]!r}", remedy="rename a file, or give it a name")
-    folder = output_folder(atlas)
     rows = (
         load_table(volumes)
         if Path(volumes).suffix == ".parquet"
