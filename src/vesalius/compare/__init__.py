@@ -14,8 +14,8 @@ TASKS = ("classification", "segmentation")
 def compare_methods(
     *,
     data: str | Path | Sequence[str | Path],
-    backbones: Sequence[str],
     out: str | Path,
+    backbones: Sequence[str] = (),
     methods: Sequence[str] = (),
     shots: Sequence[int | str] = (1, 5, 10),
     draws: int = 5,
@@ -32,6 +32,7 @@ def compare_methods(
     images: Literal["one", "all"] = "one",
     lists: str | Path | None = None,
     as_published: bool = False,
+    base: str = "shapes:sam_tiny",
     workers: int = 2,
 ) -> dict[str, Any]:
     """Compare methods on backbones, with few labelled images, over many draws of them.
@@ -53,12 +54,16 @@ def compare_methods(
     A cell that was trained is not trained again: an interrupted comparison goes on where it stopped, and backbones,
     methods, shots, draws and seeds can be added to the same folder.
 
+    A table of volumes is compared in another way (`vesalius.compare.volumes`): methods are sam3d, masam, lora_sam,
+    transunet, swin_unetr and dynunet, with METHOD:SETTING=VALUE, too; each cell is a run of ``adapt`` that is scored by
+    ``evaluate``. Of the options there are data, out, base, methods, shots (or all), seeds, classes, lrs and steps.
+
     Args:
         data: one or several tables (.parquet) made by `index`, with train, val and test images.
-        backbones: as of `adapt`, separated by spaces or commas.
         out: folder for results.json, report.html, table.md and the cells.
+        backbones: of images, as of `adapt`, separated by spaces or commas.
         methods: METHOD or METHOD:SETTING=VALUE, separated by spaces or commas; all by default. linear is always there.
-        shots: labelled patients of each class.
+        shots: labelled patients of each class; of volumes, labelled patients, or all.
         draws: support sets of each number of shots.
         seeds: trainings of each draw: augmentation, batches, initial weights.
         controls: add the frozen and collapsed controls of EPT and VPT.
@@ -73,6 +78,7 @@ def compare_methods(
         images: what a unit gives: one image, or all of the class.
         lists: folder of MedFMC's published draws, in place of our own.
         as_published: the lists with their leaks, and also scores as the published code counts.
+        base: of volumes, the SAM that is adapted, as of ``adapt masam``.
         workers: processes, one thread each.
 
     Returns:
@@ -103,12 +109,15 @@ def compare_methods(
         raise ConfigError(f"unknown task {task!r}", remedy=nearest(task, TASKS))
     if as_published and lists is None:
         raise ConfigError("as_published without published lists", remedy="name their folder with --lists")
+    paths = [data] if isinstance(data, str | Path) else list(data)
+    if not backbones:
+        grid = _numbers(lrs, float, "lrs")
+        return _volumes(paths, Path(out), base, methods, shots, seeds=seeds, classes=classes, lrs=grid, steps=steps)
     arms = read_arms(methods or DEFAULT, controls=controls)
     specs = list(dict.fromkeys(split_words([str(spec) for spec in backbones])))
     counts, grid = _numbers(shots, int, "shots"), _numbers(lrs, float, "lrs")
     if min(draws, seeds, steps, batch_size, views, workers, *counts) < 1 or min(grid) <= 0 or not specs:
         raise ConfigError("nothing to compare, or a number below 1", remedy="see vesalius compare --help")
-    paths = [data] if isinstance(data, str | Path) else list(data)
     table = load_table(paths)
     names = class_names(table, task, classes)
     rows = rows_for(table, task, names)
@@ -142,6 +151,49 @@ def compare_methods(
         workers=workers,
     )
     print(f"written: {Path(out) / 'report.html'}")
+    return results
+
+
+def _volumes(
+    data: Sequence[str | Path],
+    out: Path,
+    base: str,
+    methods: Sequence[str],
+    shots: Sequence[int | str],
+    *,
+    seeds: int,
+    classes: Sequence[str],
+    lrs: Sequence[float],
+    steps: int,
+) -> dict[str, Any]:
+    """The comparison of a table of volumes."""
+    from vesalius.adapt.labels import class_names
+    from vesalius.compare.volumes import METHODS, VolumeSetup, read_volume_arms, run_volumes
+    from vesalius.data.table import load_table, select
+    from vesalius.training.provenance import data_hash, split_hash
+
+    rows = select(load_table(data), task="segmentation")
+    if rows.is_empty() or any(size is None or len(size) != 3 for size in rows["size"].to_list()):
+        raise ConfigError("no backbones for a table of images", remedy="name them with --backbones")
+    words = [word for shot in shots for word in str(shot).split(",") if word.strip()]
+    counts = [*_numbers([word for word in words if word != "all"], int, "shots"), *([None] if "all" in words else [])]
+    if min(seeds, steps, *(count or 1 for count in counts)) < 1 or min(lrs) <= 0:
+        raise ConfigError("nothing to compare, or a number below 1", remedy="see vesalius compare --help")
+    names = class_names(rows, "segmentation", classes)
+    arms = read_volume_arms(methods or [m for m in METHODS if m != "sam3d" or len(names) == 1], names)
+    known = sorted({name for given in rows["channels"].to_list() for name in given or ()})
+    ct = set(rows["modality"].to_list()) == {"CT"}
+    setup = VolumeSetup(
+        classes=names,
+        channels=tuple(known) or ("CT" if ct else "image",),
+        base=base,
+        lrs=tuple(lrs),
+        steps=steps,
+        data_hash=data_hash(rows),
+        split_hash=split_hash(rows),
+    )
+    results = run_volumes(setup, data=[str(path) for path in data], out=out, arms=arms, shots=counts, seeds=seeds)
+    print(f"written: {out / 'report.html'}")
     return results
 
 

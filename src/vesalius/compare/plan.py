@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from vesalius.compare.arms import Arm
@@ -121,7 +121,14 @@ def plan(
     return jobs
 
 
-def open_comparison(out: Path, setup: Setup, trunks: Mapping[str, str]) -> None:
+class Described(Protocol):
+    """A set-up, of images or of volumes."""
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+
+
+def open_comparison(out: Path, setup: Described, trunks: Mapping[str, str]) -> None:
     """Write setup.json, or check that the one there is the same.
 
     Args:

@@ -50,12 +50,11 @@ def google(fixture: Fixture, file: Path) -> Outputs:
     load_google(net, archive)
     rest = {name.removeprefix("model/"): value for name, value in state.items() if name.startswith("model/")}
     net.load_state_dict(rest, strict=False)
-    attention = net.blocks[0].attn
     return {
         "logits": net(image_of(fixture)),
         "position_embeddings": net.positions,
-        "q0": attention.qkv.weight.chunk(3)[0],
-        "out0": attention.proj.weight,
+        "q0": net.get_parameter("blocks.0.attn.qkv.weight").chunk(3)[0],
+        "out0": net.get_parameter("blocks.0.attn.proj.weight"),
     }
 
 
