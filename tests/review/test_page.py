@@ -213,7 +213,7 @@ def test_one_key_leads_to_where_the_models_disagree(page, served, atlas):
     _open(page, served, item)
     page.keyboard.press("h")
     page.keyboard.press("g")
-    page.wait_for_timeout(500)
+    _says(page, "Here the models disagree most")
     heat = read_values(atlas.map_path(item.case, "attention", item.structure))
     assert heat[_on_disk(atlas, item.case, _position(page))] >= 0.8 * heat.max()
     _shot(page, "heat")

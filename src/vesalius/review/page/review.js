@@ -340,6 +340,7 @@ async function worst() {
   if (!part) return toast("The models agree on this structure.");
   view.setCursor(centre(part));
   showPosition();
+  toast("Here the models disagree most.");
 }
 
 const actions = {

@@ -33,20 +33,18 @@ export function crop(data, dims) {
   return { low, size, values, count };
 }
 
-/** The middle of a mask, on the slice across `w` where it is largest: a place to look first. */
-export function centre(part) {
-  const sums = new Float64Array(part.size[2]);
-  const area = part.size[0] * part.size[1];
-  for (let i = 0; i < part.values.length; i++) sums[Math.floor(i / area)] += part.values[i];
+/** A place to look first: on the axial slice where a mask is largest, its voxel nearest to the middle of it there. */
+export function centre({ low, size, values }) {
+  const area = size[0] * size[1];
+  const sums = new Float64Array(size[2]);
+  for (let i = 0; i < values.length; i++) sums[Math.floor(i / area)] += values[i];
   const z = sums.indexOf(Math.max(...sums));
-  let [x, y, count] = [0, 0, 0];
-  for (let i = 0; i < area; i++) {
-    if (!part.values[z * area + i]) continue;
-    x += i % part.size[0];
-    y += Math.floor(i / part.size[0]);
-    count++;
-  }
-  return [part.low[0] + x / count, part.low[1] + y / count, part.low[2] + z].map(Math.round);
+  const members = [];
+  for (let i = 0; i < area; i++) if (values[z * area + i]) members.push([i % size[0], Math.floor(i / size[0])]);
+  const [x, y] = [0, 1].map((axis) => members.reduce((sum, at) => sum + at[axis], 0) / members.length);
+  const away = (at) => Math.hypot(at[0] - x, at[1] - y);
+  const nearest = members.reduce((best, at) => (away(at) < away(best) ? at : best));
+  return [low[0] + nearest[0], low[1] + nearest[1], low[2] + z];
 }
 
 /**
