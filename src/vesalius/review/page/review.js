@@ -102,6 +102,7 @@ async function open(item, { force = false } = {}) {
       settings.offer(state.facts);
     }
     state.item = item;
+    view.hideSolid();
     history.replaceState(null, "", `#${encodeURIComponent(item.case)}/${encodeURIComponent(item.structure)}`);
     await fill(await detail, fresh);
     panel.loading(null);

@@ -236,10 +236,17 @@ export class View {
     });
   }
 
-  /** The surfaces anew: of the mask, and of layers that ask for one. */
-  drawSolid(parts) {
+  /** No surface rather than that of another structure. */
+  hideSolid() {
+    this.canvases.solid.style.visibility = "hidden";
+  }
+
+  /** The surfaces anew: of the mask, and of layers that ask for one; the last ones asked for are drawn. */
+  drawSolid(asked) {
+    this.solids = asked;
     this.later("solid", async () => {
       await (this.solidStarted ??= this.startSolid());
+      const parts = this.solids;
       for (const mesh of [...this.nv3.meshes]) this.nv3.removeMesh(mesh);
       for (const { part, colour, opacity } of parts) {
         if (!part) continue;
@@ -250,6 +257,7 @@ export class View {
         this.nv3.setMeshShader(mesh.id, "Matte");
       }
       this.nv3.drawScene();
+      this.canvases.solid.style.visibility = "";
     });
   }
 
