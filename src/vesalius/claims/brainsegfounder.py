@@ -123,8 +123,8 @@ METHOD = (
     f"{FINETUNE_LR:g}, cross-entropy and soft Dice, mirrored by chance), as many steps at every number of labels. "
     "Probe: the Dice of a ridge regression on the frozen encoder's maps, whose strength and threshold come from "
     "labelled patients left out in turn. Turns, contrastive loss and restoration error are those of the test patients, "
-    "corrupted alike in all arms. Sizes and numbers of steps were set by the time that a step takes; the learning rates "
-    "are those of the tiny presets and were tuned for no arm."
+    "corrupted alike in all arms. Sizes and numbers of steps were set by the time that a step takes; the learning "
+    "rates are those of the tiny presets and were tuned for no arm."
 )
 
 

@@ -128,7 +128,7 @@ def test_several_processes_fill_one_cache_and_name_the_case_that_fails(tmp_path,
     bad = table["path"][2].split(";")[1]
     image = nibabel.load(bad)
     nibabel.save(nibabel.Nifti1Image(np.full(image.shape, np.nan, np.float32), image.affine), bad)
-    with pytest.raises(VesaliusError, match="c2_t..nii.gz: 210 voxels are NaN"):
+    with pytest.raises(VesaliusError, match=r"c2_t.\.nii\.gz: 210 voxels are NaN"):
         VolumeDataset(table, CONTRACT, cache=tmp_path / "other", workers=2)
 
 
