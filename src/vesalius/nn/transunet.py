@@ -199,9 +199,10 @@ class TransUNet(nn.Module):
         norm = partial(nn.LayerNorm, eps=1e-6)
         options: dict[str, Any] = {"qkv_bias": True, "proj_drop": config.dropout, "norm_layer": norm}
         ratio = config.mlp / config.hidden
-        self.blocks = nn.ModuleList(Block(config.hidden, config.heads, ratio, **options) for _ in range(config.depth))
-        for block in self.blocks:
+        blocks = [Block(config.hidden, config.heads, ratio, **options) for _ in range(config.depth)]
+        for block in blocks:
             block.attn.proj_drop = nn.Identity()  # published without, unlike the MLPs
+        self.blocks = nn.ModuleList(blocks)
         self.norm = norm(config.hidden)
         self.decoder = Decoder(config)
         self.segmentation_head = nn.Sequential(nn.Conv2d(config.decoder[-1], config.classes + 1, 3, padding=1))
