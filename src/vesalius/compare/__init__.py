@@ -175,6 +175,11 @@ def _volumes(
     rows = select(load_table(data), task="segmentation")
     if rows.is_empty() or any(size is None or len(size) != 3 for size in rows["size"].to_list()):
         raise ConfigError("no backbones for a table of images", remedy="name them with --backbones")
+    lacking = sorted({"train", "val", "test"} - set(rows["split"].to_list()))
+    if lacking:
+        raise VesaliusError(
+            f"the table has no volumes with masks in {', '.join(lacking)}", remedy="index with --resplit"
+        )
     words = [word for shot in shots for word in str(shot).split(",") if word.strip()]
     counts = [*_numbers([word for word in words if word != "all"], int, "shots"), *([None] if "all" in words else [])]
     if min(seeds, steps, *(count or 1 for count in counts)) < 1 or min(lrs) <= 0:

@@ -34,8 +34,8 @@ from vesalius.training.sam_verbs import adapt_masam, adapt_sam3d
 from vesalius.training.transunet_verbs import adapt_transunet
 from vesalius.training.volume_verbs import adapt_volumes
 
-SCRATCH = {"swin_unetr": "random:brainsegfounder/tiny", "dynunet": "random:dynunet/tiny"}
-"""3-D networks with fresh weights; the setting ``backbone`` chooses another."""
+SCRATCH = {"swin_unetr": "random:brainsegfounder", "dynunet": "random:dynunet"}
+"""3-D networks with fresh weights, without their preset."""
 METHODS = ("sam3d", "masam", "lora_sam", "transunet", *SCRATCH)
 LORA = {"width": 0, "rank": 0, "lora": 4}
 """LoRA of query and value in place of MA-SAM's adapters."""
@@ -151,7 +151,7 @@ def run_volumes(
         trials = []
         if seed == 0:
             trials = [_trial(arm, setup, data, out, shot, seed, lr) for lr in setup.lrs]
-            chosen = max(trials, key=lambda trial: trial["val"] if math.isfinite(trial["val"]) else -math.inf)
+            chosen = max(trials, key=lambda trial: trial["val"])
         else:
             chosen = _trial(arm, setup, data, out, shot, seed, read_json(_cell(out, 0, shot, arm))["lr"])
         metrics = evaluate(chosen["run"], list(data), seed=seed).metrics
@@ -163,7 +163,7 @@ def run_volumes(
             "seed": seed,
             "lr": chosen["lr"],
             "trials": trials or [chosen],
-            "test": {name: metrics[name] for name in SCORES},
+            "test": {name: metrics[name] if math.isfinite(metrics[name]) else None for name in SCORES},
             "hd95_unit": metrics["hd95_unit"],
         }
         write_text(_cell(out, seed, shot, arm), json.dumps(cell, indent=1) + "\n")
@@ -193,7 +193,7 @@ def gather_volumes(cells: Sequence[Mapping[str, Any]], setup: VolumeSetup, *, fi
         rows = [
             {
                 "arm": name,
-                "scores": {score: mean_and_error(list(_over_seeds(found, score).values())) for score in SCORES},
+                "scores": {score: _mean(_over_seeds(found, score)) for score in SCORES},
                 "over_first": gains[name].plain() if name in gains else None,
                 "lr": found[0]["lr"],
                 "seeds": len(found),
@@ -222,7 +222,10 @@ def markdown(results: Mapping[str, Any]) -> str:
             "| " + " | ".join(table.columns) + " |",
             "|---" * len(table.columns) + "|",
         ]
-        lines += ["| " + " | ".join(f"{c.text} {c.spread}".strip() for c in row) + " |" for row in table.cells()]
+        lines += [
+            "| " + " | ".join(f"{c.text} ± {c.spread}" if c.spread else c.text for c in row) + " |"
+            for row in table.cells()
+        ]
         lines.append("")
     return "\n".join(lines)
 
@@ -245,7 +248,10 @@ def _tables(results: Mapping[str, Any]) -> list[Table]:
     for table in results["tables"]:
         rows: list[list[Any]] = []
         for row in table["rows"]:
-            scores = [(mean, math.nan if error is None else error) for mean, error in row["scores"].values()]
+            scores = [
+                None if one is None else (one[0], math.nan if one[1] is None else one[1])
+                for one in row["scores"].values()
+            ]
             gain = row["over_first"] or {}
             others = [f"{row['lr']:g}", row["seeds"], round(row["seconds"], 1)]
             rows.append([row["arm"], *scores, gain.get("mean"), gain.get("adjusted"), *others])
@@ -275,7 +281,7 @@ def _trial(
         progress=False,
         **settings,
     )
-    best = max((point["val/dice"] for point in summary["history"] if "val/dice" in point), default=math.nan)
+    best = max(point["val/dice"] for point in summary["history"] if "val/dice" in point)
     trial = {"lr": lr, "run": str(run), "val": best, "seconds": time.perf_counter() - start}
     write_text(run / "trial.json", json.dumps(trial) + "\n")
     return trial
@@ -284,16 +290,18 @@ def _trial(
 def _training(arm: VolumeArm, setup: VolumeSetup) -> tuple[Callable[..., dict[str, Any]], dict[str, Any]]:
     """The verb of a method, and its options."""
     classes, settings = list(setup.classes), dict(arm.settings)
+    fresh = arm.method == "transunet" or arm.method in SCRATCH
+    preset = settings.pop("preset", "tiny" if fresh else "auto")
     if arm.method == "sam3d":
-        return adapt_sam3d, {"base": setup.base, "target": classes[0], "model": settings}
+        return adapt_sam3d, {"base": setup.base, "preset": preset, "target": classes[0], "model": settings}
     if arm.method == "masam":
-        return adapt_masam, {"base": setup.base, "classes": classes, "model": settings}
+        return adapt_masam, {"base": setup.base, "preset": preset, "classes": classes, "model": settings}
     if arm.method == "lora_sam":
         model = {**settings, "adapters": {**LORA, **settings.get("adapters", {})}}
-        return adapt_masam, {"base": setup.base, "classes": classes, "model": model}
+        return adapt_masam, {"base": setup.base, "preset": preset, "classes": classes, "model": model}
     if arm.method == "transunet":
-        return adapt_transunet, {"classes": classes, "model": settings}
-    backbone = settings.pop("backbone", SCRATCH[arm.method])
+        return adapt_transunet, {"preset": preset, "classes": classes, "model": settings}
+    backbone = f"{SCRATCH[arm.method]}/{preset}"
 
     def train(**options: Any) -> dict[str, Any]:
         return adapt_volumes("full", **options)
@@ -304,6 +312,11 @@ def _training(arm: VolumeArm, setup: VolumeSetup) -> tuple[Callable[..., dict[st
 def _over_seeds(cells: Sequence[Mapping[str, Any]], score: str) -> dict[int, float]:
     values = {cell["seed"]: cell["test"][score] for cell in cells}
     return {seed: value for seed, value in sorted(values.items()) if value is not None and math.isfinite(value)}
+
+
+def _mean(values: Mapping[int, float]) -> tuple[float, float | None] | None:
+    """Mean and standard error over seeds; None where no seed has a score, as of surfaces where nothing was found."""
+    return mean_and_error(list(values.values())) if values else None
 
 
 def _cell(out: Path, seed: int, shot: int | None, arm: VolumeArm) -> Path:
