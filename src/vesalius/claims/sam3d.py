@@ -91,7 +91,7 @@ ALIKE: dict[str, dict[str, Any]] = {
 """Arms of part B -> what their network has that the published one has not."""
 VARIED = ("varied", "labels", "positions", "both")
 """Arms that train with clicks of varying number, since one click is what they are scored with."""
-TITLE = "3DSAM-adapter: from 2-D to volumes, by a click"
+TITLE = "3DSAM-adapter: from pictures to volumes, by a click"
 BUDGET = ClickBudget()
 ARMS = {
     TRUNK: "the SAM itself, trained on random 2-D shapes",
