@@ -19,7 +19,7 @@ from vesalius.adapt.networks import trained
 from vesalius.data.contract import InputContract
 from vesalius.data.datasets import EvalView, TrainView
 from vesalius.nn.encoder import Encoder
-from vesalius.nn.optim import Clipped, adamw, warmup_cosine
+from vesalius.nn.optim import Clipped, adamw, per_step, warmup_cosine
 from vesalius.tasks.validation import ValidationScores
 
 FIELDS = {"classification": "label", "segmentation": "mask", "enhancement": "target"}
@@ -226,8 +226,7 @@ class Adaptation(Clipped):
             optimizer = torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
         else:
             optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=c.betas, weight_decay=c.weight_decay)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step) / c.lr)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return per_step(torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step) / c.lr))
 
     def _groups(self) -> list[dict[str, Any]]:
         """The head's parameters, and those inside the trunk by their own learning rate."""

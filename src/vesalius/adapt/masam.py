@@ -16,17 +16,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from vesalius.adapt.masam_augment import augment
 from vesalius.adapt.sam_files import open_base, own_tensors, save_adapted, stack_segmentation
+from vesalius.adapt.volume_training import VolumeTraining
 from vesalius.data.masks import IGNORE
 from vesalius.data.volumes.contract import VolumeContract
-from vesalius.data.volumes.dataset import PatchView, WholeView
+from vesalius.data.volumes.dataset import PatchView
 from vesalius.data.volumes.intensity import Percentiles, Window
 from vesalius.data.volumes.segmentation_layouts import BTCV
 from vesalius.data.volumes.transforms import foreground_box
@@ -36,7 +35,6 @@ from vesalius.nn.masam import StackAdapters
 from vesalius.published.card import Card
 from vesalius.published.masam import CITATION, load_masam
 from vesalius.tasks.stacks import Box, StackSegmentation, fit, places_of
-from vesalius.tasks.volume_dice import VolumeDice
 
 
 @dataclass(frozen=True)
@@ -266,7 +264,7 @@ def import_published(
     )
 
 
-class MaSamAdaptation(L.LightningModule):
+class MaSamAdaptation(VolumeTraining):
     """How a batch of stacks becomes a loss, and whole volumes a score.
 
     Args:
@@ -275,36 +273,19 @@ class MaSamAdaptation(L.LightningModule):
         config: hyper-parameters, `scaled` for the stacks a step.
     """
 
-    monitor = "val/dice"
+    task: StackSegmentation
 
     def __init__(self, task: StackSegmentation, contract: VolumeContract, config: MaSamConfig):
-        super().__init__()
-        self.task, self.contract, self.config = task, contract, config
-        self.total_steps = 1  # the loop sets it before it asks for the optimiser
+        super().__init__(task, contract, config)
         self.stack = StackView(task, contract, config)
-        self.whole = WholeView(contract)
-        self._dice = VolumeDice(len(task.scored))
 
     def view(self, sample: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         """A stack of a training volume, see `StackView`."""
         return self.stack(sample, generator)
 
-    def val_view(self, sample: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        """A whole validation volume: image ``[C, D, H, W]`` and mask ``[D, H, W]``."""
-        seen = self.whole(sample)
-        return {"image": seen["image"], "mask": seen["mask"], "whole": True}
-
-    def collate(self, items: list[dict[str, Any]]) -> Any:
-        """Stacks as a batch; whole volumes, of any sizes, as a list."""
-        return items if "whole" in items[0] else default_collate(items)
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The task's loss."""
         return self.task.loss(self.task(batch["image"], batch.get("boxes")), batch)
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the validation before."""
-        self._dice.reset()
 
     def validation_step(self, batch: list[dict[str, Any]], batch_idx: int) -> None:
         """Dice of each volume, each slice seen once; prompted, with the box around its label."""
@@ -313,37 +294,15 @@ class MaSamAdaptation(L.LightningModule):
             box = whole_box(mask.cpu()) if self.task.boxes else None
             if self.task.boxes and box is None:
                 continue  # nobody would draw a box around nothing
-            guess = torch.from_numpy(self.task.label(case["image"], box=box, stride=self.task.slices)).to(mask)
-            pair = self.task.region_masks(torch.stack([guess, mask]))
-            self._dice.update(*(pair & (mask != IGNORE)))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the mean over the classes that some case has, or was said to have, and each of them."""
-        scores = self._dice.compute().reshape(-1)  # torchmetrics makes one class a scalar
-        self.log("val/dice", scores.nanmean().nan_to_num().float())
-        each = {f"val/dice {name}": score.float() for name, score in zip(self.task.scored, scores, strict=True)}
-        self.log_dict({name: score for name, score in each.items() if not score.isnan()})
+            self.score(torch.from_numpy(self.task.label(case["image"], box=box, stride=self.task.slices)), mask)
 
     def configure_optimizers(self) -> Any:
         """AdamW for what trains, with `warmup_poly` over `total_steps` steps."""
         c = self.config
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=c.lr, betas=c.betas, weight_decay=c.weight_decay)
 
         def factor(step: int) -> float:
             total = self.total_steps
             options = {"warmup": c.warmup * total, "horizon": c.horizon, "exponent": c.exponent}
             return warmup_poly(step, total=total, lr=1.0, **options)
 
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip at the configuration's norm unless the loop was given another."""
-        if norm := gradient_clip_val or self.config.grad_clip:
-            self.clip_gradients(optimizer, norm, gradient_clip_algorithm or "norm")
+        return self.adamw(factor, betas=c.betas)

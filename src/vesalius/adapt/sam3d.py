@@ -19,18 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.utils.data import default_collate
 
+from vesalius.adapt.volume_training import VolumeTraining
 from vesalius.data.datasets import generator as seeded
-from vesalius.data.masks import IGNORE
 from vesalius.data.volumes.contract import VolumeContract
-from vesalius.data.volumes.dataset import PatchView, WholeView
+from vesalius.data.volumes.dataset import PatchView
 from vesalius.data.volumes.intensity import ClipZScore, Intensity, ZScore
-from vesalius.nn.optim import Clipped
 from vesalius.nn.sam3d import Sam3D, Sam3DShape
 from vesalius.nn.sam3d_heads import ABSENT
 from vesalius.tasks.prompted_volumes import PromptedVolumeSegmentation, draw_clicks
-from vesalius.tasks.volume_dice import VolumeDice
 
 FROZEN = ("patch_embed.", "pos_embed", "attn.qkv.", "attn.proj.", "attn.rel_pos_h", "attn.rel_pos_w", "mlp.")
 """Parts of names of the encoder's tensors that stay as SAM has them."""
@@ -170,7 +167,7 @@ def training_clicks(mask: Tensor, config: Sam3DConfig, generator: torch.Generato
     return points, known
 
 
-class Sam3DAdaptation(Clipped):
+class Sam3DAdaptation(VolumeTraining):
     """How a batch of crops with clicks becomes a loss, and whole volumes a score.
 
     Args:
@@ -179,17 +176,13 @@ class Sam3DAdaptation(Clipped):
         config: hyper-parameters.
     """
 
-    monitor = "val/dice"
+    task: PromptedVolumeSegmentation
 
     def __init__(self, task: PromptedVolumeSegmentation, contract: VolumeContract, config: Sam3DConfig):
-        super().__init__()
-        self.task, self.contract, self.config = task, contract, config
-        self.total_steps = 1  # the loop sets it before it asks for the optimiser
+        super().__init__(task, contract, config)
         freeze(task.encoder)
         options = {name: getattr(config, name) for name in ("foreground", "flip", "rot90", "scale", "shift")}
         self.patch = PatchView(contract, **options)
-        self.whole = WholeView(contract)
-        self._dice = VolumeDice(1)
 
     def view(self, sample: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         """A crop ``[C, *roi]``, its mask ``[*roi]``, and, if the network takes them, ``points`` and ``labels``."""
@@ -201,22 +194,14 @@ class Sam3DAdaptation(Clipped):
 
     def val_view(self, sample: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """A whole validation volume ``[C, D, H, W]`` and its mask; its clicks are the same in every validation."""
-        seen = {**self.whole(sample), "whole": True}
+        seen = super().val_view(sample, generator)
         if self.task.prompted:
             seen["points"] = draw_clicks(seen["mask"] == 1, self.config.val_clicks, seeded(0, int(sample["row"])))
         return seen
 
-    def collate(self, items: list[dict[str, Any]]) -> Any:
-        """Crops as a batch; whole volumes, of any sizes, as a list."""
-        return items if "whole" in items[0] else default_collate(items)
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The task's loss."""
         return self.task.loss(self.task(batch["image"], batch.get("points"), batch.get("labels")), batch)
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the validation before."""
-        self._dice.reset()
 
     def validation_step(self, batch: list[dict[str, Any]], batch_idx: int) -> None:
         """Dice of each volume that has something to click on."""
@@ -227,22 +212,15 @@ class Sam3DAdaptation(Clipped):
             if points is not None:
                 points = points.cpu()
             found = self.task.probability(case["image"], points, roi=self.contract.roi) > 0.5
-            mask = case["mask"].cpu()
-            self._dice.update((found & (mask != IGNORE))[None].to(self.device), (mask == 1)[None].to(self.device))
+            self.score(found, case["mask"])
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over volumes."""
-        self.log("val/dice", self._dice.compute().reshape(-1)[0].nan_to_num().float())
+        self.log("val/dice", self._dice.named(self.task.scored)["dice"].nan_to_num())
 
     def configure_optimizers(self) -> Any:
         """AdamW for what trains; its rate falls linearly."""
-        c = self.config
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=c.lr, weight_decay=c.weight_decay)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: 1 - (1 - c.end) * min(step / self.total_steps, 1)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return self.adamw(lambda step: 1 - (1 - self.config.end) * min(step / self.total_steps, 1))
 
     def configure_gradient_clipping(
         self,

@@ -14,6 +14,7 @@ import torch
 
 from vesalius.adapt.masam import MaSamAdaptation, MaSamConfig
 from vesalius.data.volumes.contract import VolumeContract
+from vesalius.nn.optim import per_step
 from vesalius.nn.transunet import TRANSUNET_PRESETS, TransUNetConfig
 from vesalius.tasks.slices import SliceSegmentation
 
@@ -91,5 +92,4 @@ class TransUNetAdaptation(MaSamAdaptation):
         """SGD, whose learning rate is ``lr (1 - step / total_steps) ** exponent``."""
         c = self.settings
         optimizer = torch.optim.SGD(self.parameters(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
-        scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer, self.total_steps, c.exponent)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return per_step(torch.optim.lr_scheduler.PolynomialLR(optimizer, self.total_steps, c.exponent))

@@ -13,15 +13,13 @@ from typing import Any
 import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
-from vesalius.data.masks import IGNORE
+from vesalius.adapt.volume_training import VolumeTraining
 from vesalius.data.volumes.contract import VolumeContract
-from vesalius.data.volumes.dataset import PatchView, WholeView
-from vesalius.nn.optim import Clipped, linear_warmup_cosine
+from vesalius.data.volumes.dataset import PatchView
+from vesalius.nn.optim import linear_warmup_cosine
 from vesalius.nn.swin_unetr import SwinEncoder, SwinUNETR
 from vesalius.nn.volumes import VolumeTrunk
-from vesalius.tasks.volume_dice import VolumeDice
 from vesalius.tasks.volume_segmentation import VolumeSegmentation
 
 METHODS = ("full", "linear")
@@ -86,7 +84,7 @@ def freeze(task: VolumeSegmentation, trunk: VolumeTrunk) -> nn.Module:
     return frozen.requires_grad_(False)
 
 
-class VolumeAdaptation(Clipped):
+class VolumeAdaptation(VolumeTraining):
     """How a batch of patches becomes a loss, and whole volumes a score.
 
     Args:
@@ -96,7 +94,7 @@ class VolumeAdaptation(Clipped):
         frozen: the part of the trunk that does not train, in evaluation mode; None for none.
     """
 
-    monitor = "val/dice"
+    task: VolumeSegmentation
 
     def __init__(
         self,
@@ -106,14 +104,10 @@ class VolumeAdaptation(Clipped):
         *,
         frozen: nn.Module | None = None,
     ):
-        super().__init__()
-        self.task, self.contract, self.config = task, contract, config
-        self.total_steps = 1  # the loop sets it before it asks for the optimiser
+        super().__init__(task, contract, config)
         options = {name: getattr(config, name) for name in ("foreground", "flip", "scale", "shift")}
         self.patch = PatchView(contract, **options)
-        self.whole = WholeView(contract)
         self._frozen = [frozen] if frozen is not None else []  # in a list: it is the task's module, not another
-        self._dice = VolumeDice(len(task.scored))
 
     def train(self, mode: bool = True) -> VolumeAdaptation:
         """As of any module; what does not train stays in evaluation mode."""
@@ -127,22 +121,9 @@ class VolumeAdaptation(Clipped):
         patch = self.patch(sample, generator)
         return {name: patch[name] for name in ("image", "mask")}
 
-    def val_view(self, sample: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        """A whole validation volume: image ``[C, D, H, W]`` and mask ``[D, H, W]``."""
-        seen = self.whole(sample)
-        return {"image": seen["image"], "mask": seen["mask"], "whole": True}
-
-    def collate(self, items: list[dict[str, Any]]) -> Any:
-        """Patches as a batch; whole volumes, of any sizes, as a list."""
-        return items if "whole" in items[0] else default_collate(items)
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The task's loss."""
         return self.task.loss(self.task(batch["image"]), batch)
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the validation before."""
-        self._dice.reset()
 
     def validation_step(self, batch: list[dict[str, Any]], batch_idx: int) -> None:
         """Dice of each volume, predicted in windows."""
@@ -150,29 +131,16 @@ class VolumeAdaptation(Clipped):
             scores = sliding_window_inference(
                 case["image"][None], self.contract.roi, 1, self.task, overlap=0.5, mode="gaussian"
             )
-            guess, mask = self.task.decide(scores[0]), case["mask"]
-            pair = self.task.region_masks(torch.stack([guess.to(mask.device), mask]))
-            self._dice.update(*(pair & (mask != IGNORE)))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the mean over the classes that some case has, or was said to have, and each of them."""
-        scores = self._dice.compute().reshape(-1)  # torchmetrics makes one class a scalar
-        self.log("val/dice", scores.nanmean().nan_to_num().float())
-        each = {f"val/dice {name}": score.float() for name, score in zip(self.task.scored, scores, strict=True)}
-        self.log_dict({name: score for name, score in each.items() if not score.isnan()})
+            self.score(self.task.decide(scores[0]), case["mask"])
 
     def configure_optimizers(self) -> Any:
         """AdamW for what trains, with warm-up and half a cosine over `total_steps` steps."""
-        c = self.config
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=c.lr, weight_decay=c.weight_decay)
 
         def factor(step: int) -> float:
             total = self.total_steps
-            return linear_warmup_cosine(step + 1, total=total + 1, warmup=c.warmup * total, lr=1.0)
+            return linear_warmup_cosine(step + 1, total=total + 1, warmup=self.config.warmup * total, lr=1.0)
 
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return self.adamw(factor)
 
 
 def patches_of(contract: VolumeContract, crop: tuple[int, int, int] | None) -> VolumeContract:

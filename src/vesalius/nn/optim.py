@@ -14,7 +14,7 @@ from lightning import LightningModule
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from vesalius.nn.encoder import Encoder
 
@@ -136,7 +136,7 @@ def adamw(
     layer_decay: float = 1.0,
     depth: int | None = None,
 ) -> dict[str, Any]:
-    """AdamW and a per-step schedule in the form that `LightningModule.configure_optimizers` returns.
+    """AdamW and its schedule, see `per_step`.
 
     Args:
         lr: the peak learning rate.
@@ -147,8 +147,12 @@ def adamw(
     for group in groups:  # names would be written into every checkpoint
         del group["names"]
     optimizer = AdamW(groups, lr=lr, betas=betas, eps=eps)
-    scheduler = LambdaLR(optimizer, lambda step: schedule(step) / lr)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    return per_step(LambdaLR(optimizer, lambda step: schedule(step) / lr))
+
+
+def per_step(scheduler: LRScheduler) -> dict[str, Any]:
+    """A schedule over steps, and its optimiser, in the form that `LightningModule.configure_optimizers` returns."""
+    return {"optimizer": scheduler.optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 class Clipped(LightningModule):

@@ -408,10 +408,7 @@ class Universal(VolumePretraining):
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over the classes that some case is labelled for, and each of them."""
-        scores = self._dice.compute()
-        self.log("val/dice", scores.nanmean().float())
-        each = {f"val/dice {name}": score.float() for name, score in zip(self.classes, scores, strict=True)}
-        self.log_dict({name: score for name, score in each.items() if not score.isnan()})
+        self.log_dict({f"val/{name}": score for name, score in self._dice.named(self.classes).items()})
 
     def configure_optimizers(self) -> Any:
         """AdamW by `learning_rate`, whose epochs are stretched to `total_steps`; biases and norms do not decay."""

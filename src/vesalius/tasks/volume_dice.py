@@ -46,3 +46,9 @@ class VolumeDice(Metric):
     def compute(self) -> Tensor:
         """``[K]``; NaN for a class that no case has."""
         return torch.where(self.cases > 0, self.total / self.cases.clamp(min=1), torch.nan)
+
+    def named(self, classes: Sequence[str]) -> dict[str, Tensor]:
+        """``dice``, the mean over the classes that some case has (NaN without one), and ``dice CLASS`` of each."""
+        scores = self.compute().reshape(-1)  # torchmetrics makes one class a scalar
+        known = {name: score.float() for name, score in zip(classes, scores, strict=True) if not score.isnan()}
+        return {"dice": scores.nanmean().float(), **{f"dice {name}": score for name, score in known.items()}}
