@@ -285,6 +285,8 @@ def test_two_people_on_one_structure_lose_nothing(page, visit, served, atlas):
     atlas.save_review(item.case, item.structure, None, based_on=2, verdict="cannot_tell", who="Cleo")
     page.keyboard.press("e")
     _paint(page, _place(page, 0.1, 0.1), right=50)
+    shown = "ml => Number(document.querySelector('[data-layer=mask]').dataset.ml) !== ml"
+    page.wait_for_function(shown, arg=amounts[1])
     page.keyboard.press("s")
     page.click("#conflict-mine")
     _says(page, "Saved as version 4")

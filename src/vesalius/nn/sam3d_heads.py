@@ -140,8 +140,8 @@ def nearness(unit: Tensor, present: Tensor, grid: Sequence[int]) -> Tensor:
     Returns:
         ``[B, T]``, places in the map's order.
 
-    >>> nearness(torch.tensor([[[0.25, 0.5, 0.5]]]), torch.tensor([[True]]), (1, 1, 2)).round(decimals=4)
-    tensor([[1.0000, 0.0000]])
+    >>> nearness(torch.tensor([[[0.25, 0.5, 0.5]]]), torch.tensor([[True]]), (1, 1, 2)).round().tolist()
+    [[1.0, 0.0]]
     """
     sides = (torch.arange(n, device=unit.device, dtype=unit.dtype).add(0.5).div(n) for n in grid)
     h, w, d = torch.meshgrid(*sides, indexing="ij")
