@@ -104,6 +104,7 @@ PRESETS = {
         horizon=1.0,
         exponent=0.9,
         foreground=0.5,
+        augmented=False,  # in some hundred steps the augmentations cost more than they give
         mirror=False,
         images=3,
         epochs=0,
