@@ -59,6 +59,11 @@ def open_training(
     return open_run(out, {**record, **named}, resume=resume)
 
 
+def cache_folder(cache: str | Path | None, run: RunFolder) -> Path:
+    """Where prepared volumes lie: the folder given, or "cache" beside the run's."""
+    return Path(cache) if cache is not None else run.path.parent / "cache"
+
+
 def fits_memory(table: pl.DataFrame) -> bool:
     """Whether the images, decoded, need less than `CACHED_BYTES`."""
     sizes = table["size"].to_list()

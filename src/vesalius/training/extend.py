@@ -26,7 +26,7 @@ from vesalius.published.card import Card
 from vesalius.published.load import load_weights, save_weights
 from vesalius.tasks.volume_dice import VolumeDice
 from vesalius.training.backbones import override
-from vesalius.training.common import Data, open_training, read_splits, say, train_options
+from vesalius.training.common import Data, cache_folder, open_training, read_splits, say, train_options
 from vesalius.training.loop import fit, load_best
 from vesalius.training.provenance import read_seen, write_seen
 from vesalius.training.runs import RunFolder, is_first_process
@@ -117,7 +117,7 @@ def extend_run(
     folder = open_training(out, record, rows, options, data, resume=resume)
     if is_first_process():
         write_seen(folder, train=train, val=val, earlier=read_seen(RunFolder(Path(run))))
-    place = Path(cache) if cache is not None else folder.path.parent / "cache"
+    place = cache_folder(cache, folder)
     held = None if val.is_empty() else module.samples(val, place, workers=options.workers)
     summary = fit(
         module,

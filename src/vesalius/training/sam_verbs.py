@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from vesalius.adapt import masam, sam3d
-from vesalius.adapt.labels import class_names, few_labels
+from vesalius.adapt.labels import class_names
 from vesalius.adapt.sam_files import (
     SamBase,
     click_segmentation,
@@ -21,6 +21,7 @@ from vesalius.adapt.sam_files import (
     save_adapted,
     stack_segmentation,
 )
+from vesalius.adapt.volume_training import VolumeTraining
 from vesalius.data.progress import track
 from vesalius.data.table import mask_names
 from vesalius.data.volumes.contract import VolumeContract
@@ -32,10 +33,9 @@ from vesalius.published import masam as published_masam
 from vesalius.published import sam3d as published_sam3d
 from vesalius.published.card import Card
 from vesalius.training.backbones import override
-from vesalius.training.common import Data, open_training, read_splits, say, train_options
-from vesalius.training.loop import TrainConfig, fit, load_best
-from vesalius.training.provenance import write_seen
-from vesalius.training.runs import is_first_process
+from vesalius.training.common import Data, train_options
+from vesalius.training.loop import TrainConfig
+from vesalius.training.volume_runs import VolumeRun
 
 INTENSITIES = ("auto", *published_sam3d.INTENSITIES, "measured", "zscore", "percentiles")
 """What ``intensity`` may be called, beside a window of two numbers."""
@@ -92,13 +92,18 @@ def adapt_masam(
     Raises:
         VesaliusError: wrong options or tables; a base that does not load; a folder that holds another run.
     """
-    start = _Start.of("masam", base, preset, masam.PRESETS, model, data, out, fraction, shots, training, progress)
-    names = class_names(start.table, "segmentation", classes)
+    seed = training.get("seed") or 0
+    volumes = VolumeRun.of(
+        data, out, fraction=fraction, shots=shots, seed=seed, cache=cache, resume=resume, progress=progress
+    )
+    start = _Start.of("masam", base, preset, masam.PRESETS, model, volumes)
+    names = class_names(volumes.table, "segmentation", classes)
     if box and len(names) > 1:
         raise ConfigError(f"boxes for {len(names)} classes", remedy="name the one they are drawn around with --classes")
     config = start.config if lr is None else replace(start.config, lr=lr, per_images=0)
-    slices = sum(size[0] for size in start.train["size"].to_list())
-    options = train_options(training, images=config.images, epochs=config.epochs, steps=config.steps, train=slices)
+    options = train_options(
+        training, images=config.images, epochs=config.epochs, steps=config.steps, train=volumes.slices
+    )
     config = config.scaled(options.images_per_step)
     sam = start.sam
     architecture = {
@@ -114,21 +119,11 @@ def adapt_masam(
     torch.manual_seed(options.seed)  # what is fresh is the same whatever the base drew
     task = stack_segmentation(sam, architecture)
     task.encoder.freeze(boxes=box)
-    contract = masam.stack_contract(_channels(channels, start.train), config, ct=True)
-    contract = replace(contract, intensity=_intensity(intensity, start.train, names, masam.CT, masam.MR))
+    contract = masam.stack_contract(_channels(channels, volumes), config, ct=True)
+    contract = replace(contract, intensity=_intensity(intensity, volumes, names, masam.CT, masam.MR))
     module = masam.MaSamAdaptation(task, contract, config)
-    return start.run(
-        module,
-        task,
-        contract,
-        architecture,
-        options,
-        names=names,
-        crop=False,  # whole slices, as they are predicted
-        citation=published_masam.CITATION,
-        cache=cache,
-        resume=resume,
-    )
+    # without a crop: slices are whole, as they are predicted
+    return start.run(module, architecture, options, crop=False, citation=published_masam.CITATION)
 
 
 def adapt_sam3d(
@@ -189,8 +184,12 @@ def adapt_sam3d(
     """
     if (model or {}).get("network", {}).get("sam"):
         raise ConfigError("model.network.sam", remedy="leave it out: the SAM within is the base's")
-    start = _Start.of("sam3d", base, preset, sam3d.PRESETS, model, data, out, fraction, shots, training, progress)
-    names = (_target(start.table, target),)
+    seed = training.get("seed") or 0
+    volumes = VolumeRun.of(
+        data, out, fraction=fraction, shots=shots, seed=seed, cache=cache, resume=resume, progress=progress
+    )
+    start = _Start.of("sam3d", base, preset, sam3d.PRESETS, model, volumes)
+    names = (_target(volumes.table, target),)
     config = replace(start.config, val_clicks=clicks)
     config = config if lr is None else replace(config, lr=lr)
     config = replace(
@@ -201,30 +200,19 @@ def adapt_sam3d(
         raise ConfigError(f"crop = {list(config.crop)}", remedy=f"give multiples of {list(step)}")
     apart = _three("spacing", spacing, None)
     options = train_options(
-        training, images=config.images, epochs=config.epochs, steps=config.steps, train=len(start.train)
+        training, images=config.images, epochs=config.epochs, steps=config.steps, train=len(volumes.train)
     )
     architecture = {"network": asdict(config.network), "classes": list(names)}
     torch.manual_seed(options.seed)  # what is fresh is the same whatever the base drew
     task = click_segmentation(start.sam, architecture)
     contract = sam3d.prompted_contract(
-        _channels(channels, start.train),
+        _channels(channels, volumes),
         config,
-        intensity=_intensity(intensity, start.train, names, None, ZScore(nonzero=False)),
+        intensity=_intensity(intensity, volumes, names, None, ZScore(nonzero=False)),
         spacing=apart if apart and min(apart) > 0 else None,
     )
     module = sam3d.Sam3DAdaptation(task, contract, config)
-    return start.run(
-        module,
-        task,
-        contract,
-        architecture,
-        options,
-        names=names,
-        crop=True,
-        citation=published_sam3d.CITATION,
-        cache=cache,
-        resume=resume,
-    )
+    return start.run(module, architecture, options, crop=True, citation=published_sam3d.CITATION)
 
 
 @dataclass(frozen=True)
@@ -235,22 +223,17 @@ class _Start:
         system: masam or sam3d.
         given: what was asked for, for the record.
         config: the preset with changes.
-        table, train, val: the volumes.
+        volumes: that it trains on.
         sam, card, base: see `open_base`.
     """
 
     system: str
     given: dict[str, Any]
     config: Any
-    data: Data
-    out: Path
-    table: pl.DataFrame
-    train: pl.DataFrame
-    val: pl.DataFrame
+    volumes: VolumeRun
     sam: Sam
     card: Card
     base: SamBase | None
-    progress: bool
 
     @classmethod
     def of(
@@ -260,88 +243,51 @@ class _Start:
         preset: str,
         presets: Mapping[str, Any],
         model: Mapping[str, Any] | None,
-        data: Data,
-        out: str | Path,
-        fraction: float,
-        shots: int | None,
-        training: Mapping[str, Any],
-        progress: bool,
+        volumes: VolumeRun,
     ) -> _Start:
-        """Read the tables and the base."""
+        """Read the base."""
         if preset == "auto":
             preset = preset_of(base)
         if preset not in presets:
             raise ConfigError(f"unknown preset {preset!r}", remedy=nearest(preset, presets))
         config = override(presets[preset], model or {})
-        table, train, val = read_splits(data, task="segmentation")
-        seed = training.get("seed") or 0
-        train = few_labels(train, fraction=fraction, shots=shots, seed=seed)
-        sam, card, found = open_base(base, beside=Path(out).parent, seed=seed, progress=progress)
-        given = {"base": base, "preset": preset, "fraction": fraction, "shots": shots}
-        return cls(system, given, config, data, Path(out), table, train, val, sam, card, found, progress)
+        beside = Path(volumes.out).parent
+        sam, card, found = open_base(base, beside=beside, seed=volumes.seed, progress=volumes.progress)
+        return cls(system, {"base": base, "preset": preset}, config, volumes, sam, card, found)
 
     def run(
         self,
-        module: Any,
-        task: Any,
-        contract: VolumeContract,
+        module: VolumeTraining,
         architecture: Mapping[str, Any],
         options: TrainConfig,
         *,
-        names: Sequence[str],
         crop: bool,
         citation: str,
-        cache: str | Path | None,
-        resume: bool,
     ) -> dict[str, Any]:
         """Train, and store what trained."""
         own = own_tensors(self.sam)
-        record = {
-            "verb": "adapt",
-            "method": self.system,
-            "task": task.TASK,
+        asked = {
             **self.given,
             "config": asdict(module.config),
             "network": dict(architecture),
-            "contract": contract.to_dict(),
+            "contract": module.contract.to_dict(),
         }
-        run = open_training(self.out, record, self.table, options, self.data, resume=resume)
-        if is_first_process():
-            write_seen(run, train=self.train, val=self.val, backbone=set())
-        folder = Path(cache) if cache is not None else run.path.parent / "cache"
-        sets = [
-            None
-            if part.is_empty()
-            else VolumeDataset(part, contract, task="segmentation", classes=names, cache=folder, crop=crop)
-            for part in (self.train, self.val)
-        ]
-        assert sets[0] is not None
-        summary = fit(
-            module,
-            sets[0],
-            run,
-            options,
-            val=sets[1],
-            monitor=module.monitor,
-            resume=resume,
-            progress=self.progress,
-        )
-        if is_first_process():
-            load_best(module, run.path)
+
+        def save(path: Path) -> None:
             save_adapted(
-                task,
-                run.path,
+                module.task,
+                path,
                 architecture=architecture,
-                contract=contract,
+                contract=module.contract,
                 card=self.card,
                 base=self.base,
                 own=own,
                 system=self.system,
                 citation=citation,
-                source=f"{self.system} on {len(self.train)} volumes, from {self.given['base']}",
+                source=f"{self.system} on {len(self.volumes.train)} volumes, from {self.given['base']}",
             )
-            say(run, summary)
-        return {**summary, "run": str(run.path)}
+
+        return self.volumes.fit(module, options, self.system, asked, save, crop=crop)
 
 
 def _target(table: pl.DataFrame, target: str) -> str:
@@ -367,45 +313,39 @@ def _three(name: str, numbers: Sequence[Any], default: Any) -> Any:
     return tuple(numbers) * (3 // len(numbers))
 
 
-def _channels(chosen: Sequence[str], train: pl.DataFrame) -> tuple[str, ...]:
+def _channels(chosen: Sequence[str], volumes: VolumeRun) -> tuple[str, ...]:
     """The channels that a network reads: those chosen, or the one that the volumes have."""
-    if chosen:
-        return tuple(chosen)
-    known = {name for names in train["channels"].to_list() for name in names or ()}
-    if len(known) > 1:
-        raise ConfigError(f"the volumes have {', '.join(sorted(known))}", remedy="choose with --channels")
-    return (known.pop(),) if known else ("CT",) if _is_ct(train) else ("image",)
+    if not chosen and len(volumes.channels) > 1:
+        raise ConfigError(f"the volumes have {', '.join(volumes.channels)}", remedy="choose with --channels")
+    return tuple(chosen) or volumes.channels
 
 
-def _is_ct(train: pl.DataFrame) -> bool:
-    return set(train["modality"].to_list()) == {"CT"}
-
-
-def _measured(train: pl.DataFrame, names: Sequence[str]) -> Intensity:
+def _measured(volumes: VolumeRun, names: Sequence[str]) -> Intensity:
     """By the labelled voxels of the training volumes, as they are stored."""
-    volumes = VolumeDataset(train, VolumeContract(_channels((), train)), task="segmentation", classes=names)
-    return sam3d.measured(track((volumes[k] for k in range(len(volumes))), len(volumes), "measuring intensities"))
+    contract = VolumeContract(_channels((), volumes))
+    stored = VolumeDataset(volumes.train, contract, task="segmentation", classes=names)
+    return sam3d.measured(track((stored[k] for k in range(len(stored))), len(stored), "measuring intensities"))
 
 
-def _intensity(word: str, train: pl.DataFrame, names: Sequence[str], ct: Intensity | None, mr: Intensity) -> Intensity:
+def _intensity(word: str, volumes: VolumeRun, names: Sequence[str], ct: Intensity | None, mr: Intensity) -> Intensity:
     """The intensities that the command line names.
 
     Args:
         word: one of `INTENSITIES`, or LOW:HIGH.
-        train: the training volumes.
+        volumes: those that are trained on.
         names: classes whose voxels are measured.
         ct, mr: for "auto"; None to measure.
     """
     if word == "auto":
-        if _is_ct(train):
-            return ct or _measured(train, names)
-        if set(train["modality"].to_list()) == {"MR"}:
+        if volumes.is_ct:
+            return ct or _measured(volumes, names)
+        if set(volumes.train["modality"].to_list()) == {"MR"}:
             return mr
         raise ConfigError("the table does not say whether the volumes are CT or MR", remedy="give --intensity")
     if word in published_sam3d.INTENSITIES:
         return published_sam3d.INTENSITIES[word]
     if word == "measured":
-        return _measured(train, names)
+        return _measured(volumes, names)
     if word in ("zscore", "percentiles"):
         return ZScore() if word == "zscore" else Percentiles(0, 99, nonzero=False)
     low, _, high = word.partition(":")

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from vesalius.adapt.labels import class_names, few_labels
+from vesalius.adapt.labels import class_names
 from vesalius.adapt.networks import save_task
 from vesalius.adapt.transunet import PRESETS, TransUNetAdaptation
 from vesalius.data.volumes.contract import VolumeContract
-from vesalius.data.volumes.dataset import VolumeDataset
 from vesalius.data.volumes.intensity import Percentiles, Window
 from vesalius.errors import ConfigError, nearest
 from vesalius.nn.transunet import TransUNet
@@ -22,10 +21,8 @@ from vesalius.published.card import Card
 from vesalius.published.networks import architecture
 from vesalius.tasks.slices import SliceSegmentation
 from vesalius.training.backbones import override
-from vesalius.training.common import Data, open_training, read_splits, say, train_options
-from vesalius.training.loop import fit, load_best
-from vesalius.training.provenance import write_seen
-from vesalius.training.runs import is_first_process
+from vesalius.training.common import Data, train_options
+from vesalius.training.volume_runs import VolumeRun
 
 
 def adapt_transunet(
@@ -78,53 +75,33 @@ def adapt_transunet(
         raise ConfigError(f"unknown preset {preset!r}", remedy=nearest(preset, PRESETS))
     if len(window) not in (0, 2):
         raise ConfigError(f"window = {list(window)}", remedy="give two intensities")
-    table, train, val = read_splits(data, task="segmentation")
-    names = class_names(table, "segmentation", classes)
-    train = few_labels(train, fraction=fraction, shots=shots, seed=training.get("seed") or 0)
+    seed = training.get("seed") or 0
+    volumes = VolumeRun.of(
+        data, out, fraction=fraction, shots=shots, seed=seed, cache=cache, resume=resume, progress=progress
+    )
+    names = class_names(volumes.table, "segmentation", classes)
     config = override(PRESETS[preset], model or {})
     config = replace(config, network=replace(config.network, classes=len(names)), lr=lr or config.lr)
-    slices = sum(size[0] for size in train["size"].to_list())
-    options = train_options(training, images=config.images, epochs=config.epochs, steps=config.steps, train=slices)
-    ct = set(train["modality"].to_list()) == {"CT"}
-    known = {name for given in train["channels"].to_list() for name in given or ()}
-    read = tuple(channels) or tuple(sorted(known)) or ("CT" if ct else "image",)
+    options = train_options(
+        training, images=config.images, epochs=config.epochs, steps=config.steps, train=volumes.slices
+    )
+    read = tuple(channels) or volumes.channels
     if len(read) not in (1, config.network.in_channels):
         raise ConfigError(f"{len(read)} channels ({', '.join(read)})", remedy="name one, or three, with --channels")
-    intensity = Window(*window) if window else Window(-125, 275) if ct else Percentiles(0, 99, nonzero=False)
+    usual = Window(-125, 275) if volumes.is_ct else Percentiles(0, 99, nonzero=False)
+    intensity = Window(*window) if window else usual
     contract = VolumeContract(read, orientation="SPL", intensity=intensity, roi=(1, *config.frame))
     torch.manual_seed(options.seed)
     network = TransUNet(config.network)
     report = str(published.load_google(network, base)) if base else ""
     task = SliceSegmentation(network, names, frame=config.frame, dice=config.dice)
     module = TransUNetAdaptation(task, contract, config)
-    record = {
-        "verb": "adapt",
-        "method": "transunet",
-        "task": task.TASK,
-        "base": base,
-        "preset": preset,
-        "fraction": fraction,
-        "shots": shots,
-        "config": asdict(config),
-        "contract": contract.to_dict(),
-    }
-    run = open_training(out, record, table, options, data, resume=resume)
-    if is_first_process():
-        write_seen(run, train=train, val=val, backbone=set())
-    folder = Path(cache) if cache is not None else run.path.parent / "cache"
-    sets = [
-        None
-        if part.is_empty()
-        else VolumeDataset(part, contract, task="segmentation", classes=names, cache=folder, crop=False)
-        for part in (train, val)
-    ]
-    assert sets[0] is not None
-    summary = fit(module, sets[0], run, options, val=sets[1], monitor=module.monitor, resume=resume, progress=progress)
-    if is_first_process():
-        load_best(module, run.path)
-        card = Card("transunet", "backbone", architecture(network), contract, citation=published.CITATION)
-        source = f"transunet on {len(train)} volumes, from {base or 'random weights'}"
-        card = replace(card, licence=published.LICENCE if base else "")
-        save_task(task, run.path, contract=contract, backbone=card, source=source, notes=(report,) if report else ())
-        say(run, summary)
-    return {**summary, "run": str(run.path)}
+    asked = {"base": base, "preset": preset, "config": asdict(config), "contract": contract.to_dict()}
+    card = Card("transunet", "backbone", architecture(network), contract, citation=published.CITATION)
+    card = replace(card, licence=published.LICENCE if base else "")
+    source = f"transunet on {len(volumes.train)} volumes, from {base or 'random weights'}"
+
+    def save(path: Path) -> None:
+        save_task(task, path, contract=contract, backbone=card, source=source, notes=(report,) if report else ())
+
+    return volumes.fit(module, options, "transunet", asked, save, crop=False)

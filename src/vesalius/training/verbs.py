@@ -28,7 +28,7 @@ from vesalius.published.load import FAMILIES, save_weights
 from vesalius.tasks import TASKS
 from vesalius.tasks import task as task_class
 from vesalius.training.backbones import open_backbone, override, seen_by
-from vesalius.training.common import Data, fits_memory, open_training, read_splits, say, train_options
+from vesalius.training.common import Data, cache_folder, fits_memory, open_training, read_splits, say, train_options
 from vesalius.training.images import ImagePretraining
 from vesalius.training.loop import TrainConfig, fit, load_best
 from vesalius.training.provenance import write_seen
@@ -112,7 +112,7 @@ def pretrain_system(
     run = open_training(out, record, table, options, data, resume=resume)
     if is_first_process():
         write_seen(run, train=train, val=val, backbone=seen_by(init))
-    folder = Path(cache) if cache is not None else run.path.parent / "cache"
+    folder = cache_folder(cache, run)
     summary = fit(
         module,
         face.samples(train, folder, workers=options.workers),

@@ -10,11 +10,10 @@ from typing import Any, cast
 
 import torch
 
-from vesalius.adapt.labels import class_names, few_labels
+from vesalius.adapt.labels import class_names
 from vesalius.adapt.networks import save_task
 from vesalius.adapt.volumes import DECODERS, METHODS, PRESETS, VolumeAdaptation, freeze, patches_of, with_decoder
 from vesalius.data.volumes.contract import VolumeContract
-from vesalius.data.volumes.dataset import VolumeDataset
 from vesalius.data.volumes.intensity import Window, ZScore
 from vesalius.errors import ConfigError, nearest
 from vesalius.nn.dynunet import DYNUNET_PRESETS, DynUNet
@@ -28,10 +27,8 @@ from vesalius.published.networks import architecture
 from vesalius.published.volumes import load_volume_trunk
 from vesalius.tasks.volume_segmentation import VolumeSegmentation, parse_regions
 from vesalius.training.backbones import seen_by
-from vesalius.training.common import Data, open_training, read_splits, say, train_options
-from vesalius.training.loop import fit, load_best
-from vesalius.training.provenance import write_seen
-from vesalius.training.runs import is_first_process
+from vesalius.training.common import Data, train_options
+from vesalius.training.volume_runs import VolumeRun
 
 TINY_WIDTH = 768
 """Trunks of fewer channels at the bottleneck are adapted with the "tiny" preset."""
@@ -123,11 +120,12 @@ def adapt_volumes(
     decoder = decoder or "unetr"
     if decoder not in DECODERS:
         raise ConfigError(f"no decoder of volumes is called {decoder!r}", remedy=nearest(decoder, DECODERS))
-    table, train, val = read_splits(data, task="segmentation")
-    names = class_names(table, "segmentation", classes)
-    parts = parse_regions(regions, names) if regions else None
     seed = training.get("seed") or 0
-    train = few_labels(train, fraction=fraction, shots=shots, seed=seed)
+    volumes = VolumeRun.of(
+        data, out, fraction=fraction, shots=shots, seed=seed, cache=cache, resume=resume, progress=progress
+    )
+    names = class_names(volumes.table, "segmentation", classes)
+    parts = parse_regions(regions, names) if regions else None
     torch.manual_seed(seed)
     trunk, card = open_trunk(backbone, channels=channels)
     if preset == "auto":
@@ -137,7 +135,8 @@ def adapt_volumes(
     given: dict[str, Any] = {"lr": lr, "flip": flip, "scale": scale, "shift": shift, "foreground": foreground}
     config = replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
     config = replace(config, crop=_sides(crop, trunk) or config.crop)
-    options = train_options(training, images=config.images, epochs=config.epochs, steps=config.steps, train=len(train))
+    count = len(volumes.train)
+    options = train_options(training, images=config.images, epochs=config.epochs, steps=config.steps, train=count)
     torch.manual_seed(seed)  # the head is the same whatever the backbone drew
     task = VolumeSegmentation(
         with_decoder(trunk, decoder), names, regions=parts, entropy=config.entropy, linear=decoder == "linear"
@@ -145,38 +144,19 @@ def adapt_volumes(
     frozen = freeze(task, trunk) if method == "linear" else None
     contract = patches_of(cast(VolumeContract, card.contract), config.crop)
     module = VolumeAdaptation(task, contract, config, frozen=frozen)
-    record = {
-        "verb": "adapt",
-        "method": method,
-        "task": task.TASK,
+    asked = {
         "backbone": backbone,
         "preset": preset,
         "config": asdict(config),
         "network": task.config,
         "channels": list(contract.channels),
-        "fraction": fraction,
-        "shots": shots,
     }
-    run = open_training(out, record, table, options, data, resume=resume)
-    if is_first_process():
-        write_seen(run, train=train, val=val, backbone=seen_by(backbone))
-    folder = Path(cache) if cache is not None else run.path.parent / "cache"
-    sets = [
-        None
-        if part.is_empty()
-        else VolumeDataset(
-            part, contract, task="segmentation", classes=names, cache=folder, crop=True, workers=options.workers
-        )
-        for part in (train, val)
-    ]
-    assert sets[0] is not None
-    summary = fit(module, sets[0], run, options, val=sets[1], monitor=module.monitor, resume=resume, progress=progress)
-    if is_first_process():
-        load_best(module, run.path)
-        source = f"{method} on {len(train)} volumes, from {backbone}"
-        save_task(task, run.path, contract=contract, backbone=card, source=source, notes=card.notes)
-        say(run, summary)
-    return {**summary, "run": str(run.path)}
+    source = f"{method} on {count} volumes, from {backbone}"
+
+    def save(path: Path) -> None:
+        save_task(task, path, contract=contract, backbone=card, source=source, notes=card.notes)
+
+    return volumes.fit(module, options, method, asked, save, crop=True, seen=seen_by(backbone))
 
 
 def _scratch(preset: str, channels: tuple[str, ...]) -> tuple[VolumeTrunk, Card]:
