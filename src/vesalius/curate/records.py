@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vesalius.curate.attention import AttentionConfig
-from vesalius.curate.ranking import Minutes, Order
+from vesalius.curate.ranking import Minutes, Order, Ranked
 from vesalius.errors import ConfigError, VesaliusError, nearest
 
 VERDICTS = ("accept", "corrected", "cannot_tell")
@@ -70,24 +70,14 @@ class Review:
 
 
 @dataclass(frozen=True)
-class QueueItem:
+class QueueItem(Ranked):
     """A structure of a case that somebody should look at.
 
     Args:
-        case, structure: which.
-        score: what it is ranked by: mm^3 of its attention map (or voxels, as published).
-        mm3: the volume that the attention map marks.
-        gain: mm^3 that a correction is expected to change.
-        minutes: that it is expected to take.
+        case, structure, score, mm3, gain, minutes: as of `Ranked`.
         state: open, done, or cannot_tell (waits for a second reader).
     """
 
-    case: str
-    structure: str
-    score: float
-    mm3: float
-    gain: float
-    minutes: float
     state: str = "open"
 
 

@@ -48,7 +48,13 @@ class VolumeDice(Metric):
         return torch.where(self.cases > 0, self.total / self.cases.clamp(min=1), torch.nan)
 
     def named(self, classes: Sequence[str]) -> dict[str, Tensor]:
-        """``dice``, the mean over the classes that some case has (NaN without one), and ``dice CLASS`` of each."""
+        """``dice``, the mean over the classes that some case has (NaN without one), and ``dice CLASS`` of each.
+
+        >>> dice = VolumeDice(1)
+        >>> dice.update(torch.tensor([[[[True, False]]]]), torch.tensor([[[[True, True]]]]))
+        >>> {name: round(float(score), 3) for name, score in dice.named(["liver"]).items()}
+        {'dice': 0.667, 'dice liver': 0.667}
+        """
         scores = self.compute().reshape(-1)  # torchmetrics makes one class a scalar
         known = {name: score.float() for name, score in zip(classes, scores, strict=True) if not score.isnan()}
         return {"dice": scores.nanmean().float(), **{f"dice {name}": score for name, score in known.items()}}
