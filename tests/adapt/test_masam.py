@@ -44,7 +44,7 @@ SMALL = SamConfig(
     decoder=SamDecoderConfig(mlp=64, iou_hidden=32),
 )
 ADAPTERS = StackAdapters(width=16, rank=4)
-CONFIG = replace(PRESETS["tiny"], slices=3, frame=(32, 32), adapters=ADAPTERS, lr=3e-3)
+CONFIG = replace(PRESETS["tiny"], slices=3, frame=(32, 32), adapters=ADAPTERS, augmented=True, lr=3e-3)
 CONTRACT = stack_contract(("CT",), CONFIG, ct=True)
 
 
