@@ -76,6 +76,8 @@ def _shows(page, item) -> None:
     page.locator("#loading").wait_for(state="hidden")
     current = page.locator("#queue [aria-current=true]", has_text=item.case)
     current.filter(has_text=item.structure.replace("_", " ").capitalize()).wait_for()
+    page.wait_for_load_state("networkidle")  # a page that had saved may have been on its way to the next structure
+    current.filter(has_text=item.structure.replace("_", " ").capitalize()).wait_for()
     page.locator("body[aria-busy=false]").wait_for()
 
 
@@ -181,6 +183,7 @@ def test_the_keyboard_is_enough(page, served, atlas):
     assert page.locator("#help").is_visible()
     _shot(page, "keys")
     page.keyboard.press("Escape")
+    page.locator("#help").wait_for(state="hidden")  # until then the keys are the dialog's
     old = _ml(page)
     for key in ("e", "+", "+", "o", "v", "v", "v", "v", "w", "1", "m", "m", "m", "]", "Home", "Shift+ArrowLeft"):
         page.keyboard.press(key)
