@@ -22,6 +22,9 @@ pytest.importorskip("fastapi", reason="the page needs the extra vesalius[review]
 SHOTS = os.environ.get("VESALIUS_SCREENSHOTS")
 SIZE, WINDOW = ((56, 112, 112), (1440, 900)) if SHOTS else ((24, 40, 40), (1000, 640))
 
+STROKES = 3
+"""How often a stroke is tried: a browser that draws in software on a busy machine may miss a key."""
+
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory, make_project, serve):
@@ -187,10 +190,14 @@ def test_the_keyboard_is_enough(page, served, atlas):
     old = _ml(page)
     for key in ("e", "+", "+", "o", "v", "v", "v", "v", "w", "1", "m", "m", "m", "]", "Home", "Shift+ArrowLeft"):
         page.keyboard.press(key)
-    page.keyboard.down(" ")
-    page.keyboard.press("ArrowRight")
-    page.keyboard.press("ArrowUp")
-    page.keyboard.up(" ")
+    for _ in range(STROKES):
+        page.keyboard.press("e")
+        page.keyboard.down(" ")
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowUp")
+        page.keyboard.up(" ")
+        if _ml(page) < old:
+            break
     assert _ml(page) < old
     page.keyboard.press("j")  # to the next one, with a change that is not saved
     page.locator("#leave").wait_for()
@@ -286,10 +293,11 @@ def test_two_people_on_one_structure_lose_nothing(page, visit, served, atlas):
     _open(page, served, item)
     assert _ml(page) == amounts[1]
     atlas.save_review(item.case, item.structure, None, based_on=2, verdict="cannot_tell", who="Cleo")
-    page.keyboard.press("e")
-    _paint(page, _place(page, 0.1, 0.1), right=50)
-    shown = "ml => Number(document.querySelector('[data-layer=mask]').dataset.ml) !== ml"
-    page.wait_for_function(shown, arg=amounts[1])
+    for number in range(STROKES):
+        page.keyboard.press("b")
+        _paint(page, _place(page, 0.1, 0.2 + 0.05 * number), right=50)  # another place than before
+        if _ml(page) != amounts[1]:
+            break
     page.keyboard.press("s")
     page.click("#conflict-mine")
     _says(page, "Saved as version 4")
